@@ -51,16 +51,17 @@ class StorageError(RateLimitError):
     bug: Exception | None = None
     """What failed, if it was neither Redis nor the network; the log has its traceback."""
 
-    def __init__(self, message: str, *, kind: str = "unavailable") -> None:
+    kind: str = "unavailable"
+
+    def __init__(self, message: str, *, kind: str = "") -> None:
         super().__init__(message)
-        self.kind = kind
+        self.kind = kind or self.kind
 
 
 class NotConnectedError(StorageError):
     """There is no connection to the server at the moment; nothing was sent or charged."""
 
-    def __init__(self, message: str, *, kind: str = "not_connected") -> None:
-        super().__init__(message, kind=kind)
+    kind = "not_connected"
 
 
 class QueueFullError(StorageError):
@@ -69,8 +70,7 @@ class QueueFullError(StorageError):
     The server may well be alive, so this does not count as an outage.
     """
 
-    def __init__(self, message: str, *, kind: str = "queue_full") -> None:
-        super().__init__(message, kind=kind)
+    kind = "queue_full"
 
 
 class NotSentError(RateLimitError):

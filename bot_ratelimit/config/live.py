@@ -47,6 +47,11 @@ def live_key(prefix: str, name: str) -> str:
     return f"{prefix}:ratelimit:{name}"
 
 
+def instance_name() -> str:
+    """A name for what reports to operators: host, process, and a number."""
+    return f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
+
+
 class Live:
     """The rules that apply now on this instance.
 
@@ -72,7 +77,7 @@ class Live:
         """The changes that apply now."""
         self.rejected = 0
         """How many documents were invalid, of a newer version, or missing."""
-        self.instance = f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
+        self.instance = instance_name()
         self._prefix = limiter.key_prefix
         self._timeout = limiter.timeout
         self._observer = limiter.observer

@@ -29,25 +29,36 @@ _KINDS: Final = (Kind.MESSAGE, Kind.EDIT, Kind.DRAFT, Kind.METHOD)
 
 
 def limiter_of(client: Client | str | None, key_prefix: str, limiter: Limiter | None) -> Limiter:
-    """The limiter that was given, or one for a Redis client, or one of this process.
+    """The limiter that was given, or a new one; the log says where it keeps the budgets.
 
     Raises:
         ConfigError: An argument is wrong, or given although the limiter already has it.
     """
     if limiter is None:
         storage = MemoryStorage() if client is None else RedisStorage(client)
-        return Limiter(storage, key_prefix=key_prefix, on_error="memory", timeout=TIMEOUT)
-    if not isinstance(limiter, Limiter):
+        limiter = Limiter(storage, key_prefix=key_prefix, on_error="memory", timeout=TIMEOUT)
+    elif not isinstance(limiter, Limiter):
         raise ConfigError(
             f"limiter is {describe_type(limiter)}: expected Limiter(storage); "
             "a Redis client goes into redis_client"
         )
-    others = {"redis_client": client is not None}
-    others["key_prefix"] = key_prefix not in ("bot", limiter.key_prefix)
-    if given := [name for name, differs in others.items() if differs]:
-        raise ConfigError(
-            f"{' and '.join(given)} and limiter are both given: give them to the limiter, "
-            "Limiter(RedisStorage(client), key_prefix=...)"
+    else:
+        others = {"redis_client": client is not None}
+        others["key_prefix"] = key_prefix not in ("bot", limiter.key_prefix)
+        if given := [name for name, differs in others.items() if differs]:
+            raise ConfigError(
+                f"{' and '.join(given)} and limiter are both given: give them to the limiter, "
+                "Limiter(RedisStorage(client), key_prefix=...)"
+            )
+    if limiter.storage.source == "redis":
+        log.info(
+            "OutgoingLimits: Using Redis, all instances share the budgets (key prefix: %s)",
+            limiter.key_prefix,
+        )
+    else:
+        log.warning(
+            "OutgoingLimits: Redis not provided, this process paces by itself. "
+            "Several instances together will send more than Telegram accepts"
         )
     return limiter
 
@@ -91,17 +102,3 @@ def check_broadcast(chats: object, send: object, journal: object, progress: obje
     ):
         if not is_right:
             raise ConfigError(f"{name} is {describe_type(value)}: expected {expected}")
-
-
-def announce(limiter: Limiter) -> None:
-    """Log where the budgets are kept."""
-    if limiter.storage.source == "redis":
-        log.info(
-            "OutgoingLimits: Using Redis, all instances share the budgets (key prefix: %s)",
-            limiter.key_prefix,
-        )
-    else:
-        log.warning(
-            "OutgoingLimits: Redis not provided, this process paces by itself. "
-            "Several instances together will send more than Telegram accepts"
-        )

@@ -9,13 +9,13 @@ from typing import Any, Final
 from aiogram import Bot
 from aiogram.exceptions import TelegramAPIError
 
-from bot_ratelimit.errors import NotSentError
+from bot_ratelimit.errors import NotSentError, SendQueueFullError
 from bot_ratelimit.limiter.observer import Observers
 from bot_ratelimit.outgoing.chat_queue import OVERTAKE_AFTER, ChatQueue, Edits, Entry, Request
 from bot_ratelimit.outgoing.floods import Floods, describe, flood_wait
 from bot_ratelimit.outgoing.methods import Method
 from bot_ratelimit.outgoing.pace import Pace
-from bot_ratelimit.outgoing.pacing import Pacer, Permit
+from bot_ratelimit.outgoing.pacing import Pacer, Permit, shutting_down
 from bot_ratelimit.outgoing.queues import Queues
 
 _LOOK_EVERY: Final = 0.05  # at the shutdown, whether Telegram has answered
@@ -34,6 +34,7 @@ class Delivery:
         retries: int,
         repeat_albums: bool,
         in_order: bool,
+        max_waiting: int,
     ) -> None:
         self.in_flight = 0
         """The number of requests that Telegram has not answered yet."""
@@ -45,6 +46,7 @@ class Delivery:
         self._observer = observer
         self._retries = retries
         self._repeat_albums = repeat_albums
+        self._max_waiting = max_waiting
         self._overtake_after = OVERTAKE_AFTER if in_order else 0.0
 
     async def send_paced(self, queue: ChatQueue, request: Request, edit: Hashable = None) -> Any:
@@ -54,7 +56,13 @@ class Delivery:
             queue: The queue of the chat.
             request: The request.
             edit: Which message it edits; None if no other request can replace it.
+
+        Raises:
+            NotSentError: It may not wait, or the bot is shutting down.
+            SendQueueFullError: Too many requests wait.
         """
+        if queue.holder is not None:
+            self._check_can_join(queue, request, edit)
         self._count(1)
         try:
             if edit is not None:
@@ -119,6 +127,23 @@ class Delivery:
             raise NotSentError(
                 f"{method.__api_method__} was not sent: the session of the bot is closed"
             )
+
+    def _check_can_join(self, queue: ChatQueue, request: Request, edit: Hashable) -> None:
+        """Raise an error if the request cannot wait behind others."""
+        if self._pacer.closed:
+            raise shutting_down()
+        if not request.may_wait:
+            raise NotSentError(f"{describe(request)} was not sent: others wait for this chat")
+        if queue.replaceable(request, edit) is not None:
+            return
+        most = self._max_waiting
+        if queue.waiting >= most:
+            full = f"{queue.waiting} requests wait for this chat; send less or raise per_chat"
+        elif self.waiting >= 10 * most:
+            full = f"{self.waiting} requests wait in this process; send less or raise max_waiting"
+        else:
+            return
+        raise SendQueueFullError(f"{describe(request)} was not sent: {full} (max_waiting={most})")
 
     async def _send_edit(self, queue: ChatQueue, request: Request, edit: Hashable) -> Any:
         """Send an edit, or wait for the outcome of a newer one of the same message."""

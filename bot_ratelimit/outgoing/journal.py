@@ -87,15 +87,19 @@ class Journal:
             raise ConfigError(f"the journal {self.path}: {error.strerror}") from None
         try:
             _lock(file.fileno())
+            file.truncate(self._read())  # another process may have written in the meantime
         except OSError as error:
-            if error.errno in _LOCKED:  # and not a file system without locks
-                file.close()
-                raise ConfigError(
-                    f"the journal {self.path}: another process is broadcasting with it; wait until "
-                    "it ends, or give another path"
-                ) from None
+            file.close()
+            if error.errno not in _LOCKED:
+                raise ConfigError(f"the journal {self.path}: {error.strerror}") from None
+            raise ConfigError(
+                f"the journal {self.path}: another process is broadcasting with it; wait until it "
+                "ends, or give another path"
+            ) from None
+        except ConfigError:
+            file.close()
+            raise
         self._file = file
-        file.truncate(self._read())  # another process may have written since this object was made
         if self.in_flight:
             self._name_in_flight()
 
@@ -158,9 +162,13 @@ def _chat(text: str) -> int | str:
 
 
 def _lock(file: int) -> None:
-    """Lock an open file until it is closed, or raise OSError."""
-    if sys.platform == "win32":
-        os.lseek(file, _LOCKED_BYTE, os.SEEK_SET)
-        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """Lock an open file until it is closed; raise OSError if another process has locked it."""
+    try:
+        if sys.platform == "win32":
+            os.lseek(file, _LOCKED_BYTE, os.SEEK_SET)
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _LOCKED:  # and not a file system without locks
+            raise

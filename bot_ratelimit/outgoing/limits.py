@@ -10,7 +10,6 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Hashable,
     Iterable,
     Mapping,
 )
@@ -23,14 +22,13 @@ from aiogram.client.session.middlewares.base import BaseRequestMiddleware
 from aiogram.exceptions import TelegramAPIError
 
 from bot_ratelimit.config.settings import Settings
-from bot_ratelimit.errors import ConfigError, NotSentError, SendQueueFullError
+from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike, observers_of
 from bot_ratelimit.limiter.waiting_allowed import patience
 from bot_ratelimit.outgoing.arguments import (
     MAX_WAIT,
     TIMEOUT,
-    announce,
     check_broadcast,
     check_setup,
     limiter_of,
@@ -40,10 +38,11 @@ from bot_ratelimit.outgoing.broadcast import Broadcast
 from bot_ratelimit.outgoing.budgets import Budgets
 from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request, Send
 from bot_ratelimit.outgoing.delivery import Delivery
-from bot_ratelimit.outgoing.drafts import Drafts
-from bot_ratelimit.outgoing.floods import Floods, describe, flood_wait
+from bot_ratelimit.outgoing.drafts import Drafts, DraftStream
+from bot_ratelimit.outgoing.floods import Floods, flood_wait
 from bot_ratelimit.outgoing.journal import Journal
 from bot_ratelimit.outgoing.methods import Kind, Method, chat_of, edit_of, traffic_of
+from bot_ratelimit.outgoing.pace import Pace
 from bot_ratelimit.outgoing.pacing import Pacer, shutting_down
 from bot_ratelimit.outgoing.permits import Permits
 from bot_ratelimit.outgoing.progress import Progress
@@ -128,7 +127,6 @@ class OutgoingLimits(BaseRequestMiddleware):
         budgets = self.budgets = Budgets(per_chat, per_group, broadcast, drafts, margin)
         self.max_wait: Final = max_waits(max_wait)
         self.retries = check_whole("retries", retries, 0)
-        self.max_waiting = check_whole("max_waiting", max_waiting, 1)
         self._closes = limiter is None
         self.limiter = limiter_of(redis_client, key_prefix, limiter)
         if statistics is None:
@@ -150,11 +148,11 @@ class OutgoingLimits(BaseRequestMiddleware):
             retries=self.retries,
             repeat_albums=check_flag("repeat_albums", repeat_albums),
             in_order=check_flag("in_order", in_order),
+            max_waiting=check_whole("max_waiting", max_waiting, 1),
         )
         self._drafts = Drafts(
             pacer, floods, self._delivery.send, budgets.draft_gap, self.max_wait[Kind.DRAFT]
         )
-        announce(self.limiter)
 
     @classmethod
     def from_settings(cls, settings: Settings | None = None, **overrides: Any) -> OutgoingLimits:
@@ -308,16 +306,13 @@ class OutgoingLimits(BaseRequestMiddleware):
         self._delivery.check_session_open(request.bot, method)
         key = key_of(request, chat_of(method))
         if kind is Kind.DRAFT:
-            return await self._drafts.show(self._queues.drafts(key), request)
+            return await self._drafts.show(self._queues.find(key, DraftStream), request)
         if kind is Kind.ACTION:
-            return await self._delivery.send_or_drop(self._queues.actions(key), request)
+            return await self._delivery.send_or_drop(self._queues.find(key, Pace), request)
         edit = None
         if kind is Kind.EDIT and self._merge_edits and not request.broadcast and request.may_wait:
             edit = edit_of(method, traffic)
-        queue = self._queues.queue(key)
-        if queue.holder is not None:
-            self._admit(queue, request, edit)
-        return await self._delivery.send_paced(queue, request, edit)
+        return await self._delivery.send_paced(self._queues.find(key, ChatQueue), request, edit)
 
     def _look(self) -> dict[str, Any]:
         """What operators see of this process; nothing after `close`."""
@@ -352,20 +347,3 @@ class OutgoingLimits(BaseRequestMiddleware):
             await self._report.end()
         if self._closes:
             await self.limiter.close()
-
-    def _admit(self, queue: ChatQueue, request: Request, edit: Hashable) -> None:
-        """Raise an error if the request cannot wait behind others."""
-        if self._pacer.closed:
-            raise shutting_down()
-        if not request.may_wait:
-            raise NotSentError(f"{describe(request)} was not sent: others wait for this chat")
-        if queue.replaceable(request, edit) is not None:
-            return
-        most, waiting = self.max_waiting, self._delivery.waiting
-        if queue.waiting >= most:
-            full = f"{queue.waiting} requests wait for this chat; send less or raise per_chat"
-        elif waiting >= 10 * most:
-            full = f"{waiting} requests wait in this process; send less or raise max_waiting"
-        else:
-            return
-        raise SendQueueFullError(f"{describe(request)} was not sent: {full} (max_waiting={most})")

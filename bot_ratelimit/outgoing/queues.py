@@ -31,17 +31,13 @@ class Queues:
     def __len__(self) -> int:
         return len(self._paces)
 
-    def queue(self, key: PaceKey) -> ChatQueue:
-        """The queue of a chat's messages, or of its calls of one method."""
-        return self._find(key, ChatQueue)
-
-    def drafts(self, key: PaceKey) -> DraftStream:
-        """The drafts of a chat."""
-        return self._find(key._replace(kind=Kind.DRAFT), DraftStream)
-
-    def actions(self, key: PaceKey) -> Pace:
-        """The pace of a chat's actions."""
-        return self._find(key, Pace)
+    def find(self, key: PaceKey, make: type[P]) -> P:
+        """The pace of this key, made if it is needed; its kind says of which class it is."""
+        found = self._paces.get(key)
+        if found is None:
+            self._sweep()
+            found = self._paces[key] = make(key)
+        return found  # type: ignore[return-value]  # a key has one kind, and a kind one class
 
     def before_sending(self, request: Request) -> None:
         """A message to a topic replaces what its drafts would still show."""
@@ -74,13 +70,6 @@ class Queues:
         told = ", ".join(f"{what} ({n})" for what, n in unsent.most_common(_MAX_NAMED))
         more = f" and {len(unsent) - _MAX_NAMED} more chats" if len(unsent) > _MAX_NAMED else ""
         return f"{unsent.total()} requests were not sent: {told}{more}"
-
-    def _find(self, key: PaceKey, make: type[P]) -> P:
-        found = self._paces.get(key)
-        if found is None:
-            self._sweep()
-            found = self._paces[key] = make(key)
-        return found  # type: ignore[return-value]  # a key has one kind, and a kind one class
 
     def _sweep(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import count
 from typing import Any, Final
 
-from bot_ratelimit.config.live import REPORTED_FOR, live_key
+from bot_ratelimit.config.live import REPORTED_FOR, instance_name, live_key
 from bot_ratelimit.errors import RateLimitError
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import Observer
@@ -21,8 +18,6 @@ EVERY: Final = 2.0
 """Seconds between two reports."""
 SENDING: Final = "instances:sending"
 """The key of the reports of all instances, after the prefix."""
-
-_numbers: Final = count(1)
 
 
 class Report(Observer):
@@ -41,7 +36,7 @@ class Report(Observer):
         """Counts requests and 429s."""
         self._documents = limiter.storage.documents()
         self._key = live_key(limiter.key_prefix, SENDING)
-        self._name = f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
+        self._name = instance_name()
         self._look = look
         self._ticker = Ticker(self._tick, EVERY)
 
