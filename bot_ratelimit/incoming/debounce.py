@@ -6,12 +6,13 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Final
+from typing import ClassVar, Final
 
 from aiogram.types import CallbackQuery, Message, TelegramObject
 
 from bot_ratelimit.incoming.backlog import period_of
 from bot_ratelimit.incoming.functions import EventRule
+from bot_ratelimit.rules.duration import duration
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.rule import Rule, Subject
 
@@ -41,8 +42,14 @@ class Debounce(EventRule, Rule):
         ConfigError: The window is not a period.
     """
 
+    tells_left: ClassVar[bool] = False
+
+    window: float
+    """Seconds."""
+
     def __init__(self, window: float | str) -> None:
-        Rule.__init__(self, Limit(1, period_of("Debounce", window)))
+        _put(self, "window", period_of("Debounce", window))
+        Rule.__init__(self, Limit(1, self.window))
         _put(self, "path", "same:")
         _put(self, "ids", lambda subject: None)  # without an event it does not apply
 
@@ -56,6 +63,10 @@ class Debounce(EventRule, Rule):
         ids: Callable[[Subject], str | None] = lambda s: f"{s.user}:{s.chat}:{digest}"  # noqa: E731 - it needs a type
         _put(rule, "ids", ids)
         return rule
+
+    def __str__(self) -> str:
+        """The rule in logs and errors, for example `equal events within 2 s`."""
+        return f"equal events within {duration(self.window)}"
 
 
 _put: Final = object.__setattr__

@@ -50,7 +50,7 @@ class InFlight(BaseMiddleware):
     ::
 
         InFlight().setup(dp)                                # only waits at shutdown
-        InFlight(limit=200, per_user=3).setup(dp)
+        InFlight(limit=200, per_user=20).setup(dp)
         InFlight(limit=1000, adaptive=True).setup(dp)       # finds the limit between 10 and 1000
 
     aiogram waits neither for the tasks of long polling nor for the webhook's requests before it
@@ -64,10 +64,12 @@ class InFlight(BaseMiddleware):
         patience: Seconds to wait at shutdown at most; less than the 10 that Docker gives a
             container to stop.
         limit: How many updates this process handles at a time; None for any number.
-        per_user: How many of them may be of one user.
+        per_user: How many of them may be of one user; each photo of an album is one, and each
+            message that `Collect` waits with.
         per_chat: How many of them may be of one chat.
         adaptive: Whether the limit follows the latency of handlers and of the event loop; `limit`
-            is then the upper bound, 1000 by default.
+            is then the upper bound, 1000 by default. For handlers that all take about as long:
+            with others it refuses updates without need.
         at_least: The lower bound of an adaptive limit.
         on_busy: How a refused user is notified, as `on_limited` of `RateLimitMiddleware`.
         observer: Is told of the limit and of refused updates, for example `PrometheusMetrics()`.

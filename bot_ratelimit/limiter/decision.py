@@ -117,7 +117,7 @@ def _ban(verdict: Verdict) -> Verdict:
 
 def _weight(rule: Rule, verdict: Verdict, cost: int) -> tuple[bool, int, bool, int]:
     left = verdict.remaining - cost
-    return not rule.shadow, verdict.wait, not isinstance(rule, Penalty), -left
+    return not rule.shadow, verdict.wait, rule.tells_left, -left
 
 
 class RefusedError(RateLimitError):

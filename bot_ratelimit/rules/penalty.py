@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.checks import check_flag, seconds_of
@@ -34,6 +35,8 @@ class Penalty(Rule):
     Raises:
         ConfigError: An argument is invalid.
     """
+
+    tells_left: ClassVar[bool] = False
 
     ban_ms: int
     longest_ms: int

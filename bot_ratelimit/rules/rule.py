@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.checks import (
@@ -119,6 +119,9 @@ class Rule:
     Raises:
         ConfigError: An argument is invalid.
     """
+
+    tells_left: ClassVar[bool] = True
+    """Whether a decision that allows tells what is left of it."""
 
     limit: Limit | CustomLimit
     scope: Scope | CustomScope

@@ -73,6 +73,15 @@ async def test_debounce_in_a_flag() -> None:
     assert await bot.send("a", "a", "b", "c") == [True, False, True, False]
 
 
+async def test_what_is_left_is_told_of_the_limit_beside_it() -> None:
+    """A handler that says how much is left does not say 0 because the same must not come again."""
+    bot = limited(["5/m", Debounce("5s")])
+    assert await bot.send("a", "b", "b") == [True, True, False]
+    told = [(str(each.rule), each.remaining) for each in bot.decisions if each is not None]
+    assert told == [("5/minute per user", 4), ("5/minute per user", 3)]
+    assert str(Debounce("5s")) == "equal events within 5 s"
+
+
 @pytest.mark.parametrize("value", ["soon", 0, -1, True])
 def test_an_invalid_period_is_an_error(value: Any) -> None:
     """The error names the argument and its value."""
