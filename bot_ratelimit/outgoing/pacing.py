@@ -89,6 +89,7 @@ class Pacer:
             TelegramRetryAfter: A block lasts longer than the request waits.
         """
         request, clock = entry.newest, asyncio.get_running_loop().time
+        was_open = not self.closed
         traffic, cost = request.traffic, request.traffic.cost(request.method)
         own = self._budgets.owed(queue, traffic, cost, request.may_wait)
         late = queue.counted_until - max(clock(), queue.full_at)
@@ -101,6 +102,8 @@ class Pacer:
             if pays_first:
                 part, rest = self._budgets.split(due, slow)
             decision, asked = await self._ask(queue, part, slow)
+            if was_open and self.closed:  # meanwhile; the log has said that it was not sent
+                raise shutting_down(f"{describe(request)} was ")
             if decision.allowed:
                 permit = self._permit(queue, part, decision, asked)
                 queue.owed = rest
