@@ -237,6 +237,9 @@ async def test_a_real_server_starts_with_redis_conf(binary: str, tmp_path: Path)
                 with pytest.raises(redis.exceptions.NoPermissionError):
                     client.execute_command(*command.split())
             info = client.info()  # for an exporter, too
+            # What docs/troubleshooting.md tells to look at.
+            assert client.execute_command("SLOWLOG GET 5") is not None
+            assert client.execute_command("ACL LOG") is not None
         assert (info["maxmemory"], info["maxmemory_policy"]) == (256 << 20, "volatile-ttl")
     with redis_of_the_compose_file(binary, tmp_path) as port:
         assert await decide(port) == 0
