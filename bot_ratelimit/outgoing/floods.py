@@ -143,7 +143,7 @@ class Floods:
         if not (count := self._unlogged[whole_bot].due()):
             return
         log.warning(
-            "Telegram refused %s (429): this bot sends %s for %.0f s, on all instances%s",
+            "Telegram refused %s (429): this bot sends %s for %.0f s%s",
             describe(request),
             _held_back(pace, whole_bot),
             seconds,

@@ -157,6 +157,7 @@ async def test_429s_in_many_quiet_chats_block_the_bot(caplog: pytest.LogCaptureF
     await asyncio.gather(*tasks)
     # The lines about the single chats, just before, do not hide it.
     assert "(429): this bot sends no messages for 4 s" in caplog.text
+    assert "instances" not in caplog.text.partition("Telegram refused")[2]  # without Redis
 
 
 @virtual
