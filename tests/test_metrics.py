@@ -146,6 +146,15 @@ async def test_every_event_has_its_metric(registry: CollectorRegistry) -> None:
         assert found.value(name, **labels) == value, (name, labels)
 
 
+def test_the_names_of_opentelemetry_are_documented() -> None:
+    """docs/monitoring.md has each series with its metric of OpenTelemetry."""
+    page = (ROOT / "docs" / "monitoring.md").read_text().partition("## OpenTelemetry")[2]
+    told = {
+        name for row in re.findall(r"(?m)^\| `.+", page) for name in re.findall(r"`([\w.]+)`", row)
+    }
+    assert told >= {*NAMES, *(name for name, _ in NAMES.values())}
+
+
 async def test_the_documented_metrics_are_right(
     registry: CollectorRegistry,
 ) -> None:

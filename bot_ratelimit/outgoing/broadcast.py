@@ -15,7 +15,7 @@ from collections.abc import (
 from dataclasses import replace
 from typing import Any, Final, Generic, TypeVar
 
-from aiogram.exceptions import TelegramAPIError, TelegramMigrateToChat
+from aiogram.exceptions import ClientDecodeError, TelegramAPIError, TelegramMigrateToChat
 
 from bot_ratelimit.errors import NotSentError
 from bot_ratelimit.outgoing.journal import Journal
@@ -30,6 +30,8 @@ T = TypeVar("T", bound="int | str")
 
 # Without a connection nothing was sent, so the same chat is tried again after these seconds.
 _RECONNECT: Final = (1, 2, 4, 8, 15, 30, 30, 30)
+# The second is a page of its proxy in place of an answer.
+_OF_TELEGRAM: Final = (TelegramAPIError, ClientDecodeError)
 
 
 class Broadcast(Generic[T]):
@@ -167,7 +169,7 @@ class Broadcast(Generic[T]):
                     return Sent(chat, Status.FAILED, None, error, error.migrate_to_chat_id)
                 target = moved = error.migrate_to_chat_id
             except Exception as error:
-                if not isinstance(error, TelegramAPIError) and not self._has_failed:
+                if not isinstance(error, _OF_TELEGRAM) and not self._has_failed:
                     self._has_failed = True
                     log.error(
                         "Broadcast: send(%r) failed; only the first error is logged",

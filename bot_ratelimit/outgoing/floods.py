@@ -70,7 +70,8 @@ class Floods:
         )
         self._bots: dict[int, float] = {}
         self._quiet: deque[tuple[float, int, int | str]] = deque(maxlen=_MANY)
-        self._unlogged = Seldom(_LOG_EVERY)
+        # By whether the whole bot is blocked: lines about chats must not hide that one.
+        self._unlogged = Seldom(_LOG_EVERY), Seldom(_LOG_EVERY)
 
     def blocked_for(self, pace: Pace) -> float:
         """Seconds until the blocks that this process knows of end; 0.0 or less without a block."""
@@ -139,10 +140,10 @@ class Floods:
         return len(recent) >= _MANY
 
     def _log(self, request: Request, pace: Pace, seconds: float, whole_bot: bool) -> None:
-        if not (count := self._unlogged.due()):
+        if not (count := self._unlogged[whole_bot].due()):
             return
         log.warning(
-            "Telegram refused %s (429): this bot sends %s for %.0f s, on all instances%s",
+            "Telegram refused %s (429): this bot sends %s for %.0f s%s",
             describe(request),
             _held_back(pace, whole_bot),
             seconds,

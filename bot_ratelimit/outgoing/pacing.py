@@ -176,6 +176,7 @@ class Pacer:
         self, queue: ChatQueue, entry: Entry, parts: int, *, service: bool = False
     ) -> tuple[int, Permit]:
         """Take parts of permits, as many as can be taken at once; return how many."""
+        was_open = not self.closed
         while True:
             await self._wait_for_block(queue, entry)
             slow = queue.slow(_now())  # which may have changed during a wait
@@ -184,6 +185,8 @@ class Pacer:
             decision = await self._ask(
                 queue, self._budgets.rules(queue, part, slow, service=service)
             )
+            if was_open and self.closed:  # meanwhile; the log has said that it was not sent
+                raise shutting_down(f"{describe(entry.newest)} was ")
             if decision.allowed:
                 return part, self._permit(queue, 0 if service else part, decision, asked)
             if not self._floods.note_refusal(queue, decision):

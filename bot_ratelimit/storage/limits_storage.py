@@ -32,10 +32,11 @@ class LimitsStorage(Storage):
         RateLimitMiddleware("5/10s", limiter=Limiter(LimitsStorage("memcached://10.0.0.5:11211")))
 
     It can do fixed windows only, of whole seconds (a part of a second counts as one), 30 days at
-    most. Other algorithms, calendar windows, penalties, refunds, slots, bans, live limits and
-    statistics raise a ConfigError. Several rules are not decided atomically: at the same moment
-    another instance may use up a limit in between, and then the hit is refused although some of its
-    rules were charged. `docs/storages.md` compares the storages.
+    most. A rule that needs more is not counted: the log has an error, and `on_error` answers.
+    Refunds, slots, bans, live limits and statistics raise a ConfigError. Several rules are not
+    decided atomically: at the same moment another instance may use up a limit in between, and then
+    the hit is refused although some of its rules were charged.
+    `docs/storages.md` compares the storages.
 
     Args:
         url: `memcached://host:11211,host2:11211`, `mongodb://…` or `mongodb+srv://…`.

@@ -90,19 +90,25 @@ def test_docker_compose_understands_it(tmp_path: Path) -> None:
     given = {"BOT_TOKEN": "42:TEST", "BOT_DOMAIN": "bot.example", "REDIS_PASSWORD": "secret"}
     shutil.copytree(DEPLOY, project / "deploy")
     lines = [f"{name}={value}" for name, value in given.items()]
-    (project / "deploy" / ".env").write_text("\n".join([*lines, "MY_OWN=1"]))
+    # As .env.example of the package has them; in a container nobody would reach this address.
+    lines += ["WEB_SERVER_HOST=127.0.0.1", "WEB_SERVER_PORT=8081", "MY_OWN=1"]
+    (project / "deploy" / ".env").write_text("\n".join(lines))
     command = [docker, "compose", "--profile", "metrics", "config", "--format", "json"]
     config = json.loads(run(*command, cwd=project / "deploy").stdout)
     bot = config["services"]["bot"]
     assert bot["deploy"]["replicas"] == 3
     assert bot["build"]["context"] == str(project)
     assert bot["environment"]["MY_OWN"] == "1"
+    assert bot["environment"]["WEB_SERVER_HOST"] == "0.0.0.0"
+    assert bot["environment"]["WEB_SERVER_PORT"] == "8080"
 
 
 def test_three_bots_share_one_redis_behind_one_proxy() -> None:
     """By default there are three instances with one webhook, and only the proxy is public."""
     assert SERVICES["bot"]["deploy"]["replicas"] == "${INSTANCES:-3}"
     assert SERVICES["bot"]["environment"]["REDIS_HOST"] == "redis"
+    # Whatever deploy/.env says: the proxy looks for it there.
+    assert SERVICES["bot"]["environment"]["WEB_SERVER_HOST"] == "0.0.0.0"
     published = {name: each["ports"] for name, each in SERVICES.items() if "ports" in each}
     assert published["proxy"][:2] == ["80:80", "443:443"]
     published["proxy"] = published["proxy"][2:]
@@ -231,6 +237,9 @@ async def test_a_real_server_starts_with_redis_conf(binary: str, tmp_path: Path)
                 with pytest.raises(redis.exceptions.NoPermissionError):
                     client.execute_command(*command.split())
             info = client.info()  # for an exporter, too
+            # What docs/troubleshooting.md tells to look at.
+            assert client.execute_command("SLOWLOG GET 5") is not None
+            assert client.execute_command("ACL LOG") is not None
         assert (info["maxmemory"], info["maxmemory_policy"]) == (256 << 20, "volatile-ttl")
     with redis_of_the_compose_file(binary, tmp_path) as port:
         assert await decide(port) == 0
@@ -397,7 +406,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     analyze = tool("systemd-analyze")
     unit = tmp_path / "bot@8081.service"
     text = (DEPLOY / "bot@.service").read_text()
-    assert "ExecStart=/opt/bot/bin/python bot.py\n" in text
+    assert " /opt/bot/bin/python bot.py\n" in text
     # It insists on a program that is there.
     unit.write_text(text.replace("/opt/bot/bin/python", sys.executable))
     ran = run(analyze, "verify", unit)
@@ -405,6 +414,16 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     security = [analyze, "security", "--offline=yes", "--threshold=20"]
     if "--offline" in run(analyze, "--help").stdout:  # since systemd 250
         run(*security, unit)
+
+
+def test_the_name_of_the_unit_says_its_port() -> None:
+    """A WEB_SERVER_PORT in /etc/bot.env does not give all instances the same port."""
+    unit = (DEPLOY / "bot@.service").read_text().replace("%i", "8082")
+    (started,) = re.findall(r"(?m)^ExecStart=(.+) /opt/bot/bin/python bot.py$", unit)
+    show = "import os; print(os.environ['WEB_SERVER_PORT'])"
+    of_the_file = {"WEB_SERVER_PORT": "8080"}
+    ran = run(*started.split(), sys.executable, "-c", show, env=of_the_file)
+    assert ran.stdout == "8082\n"
 
 
 def test_the_unit_limits_resources() -> None:

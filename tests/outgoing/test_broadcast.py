@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from aiogram.exceptions import (
+    ClientDecodeError,
     TelegramBadRequest,
     TelegramForbiddenError,
     TelegramMigrateToChat,
@@ -185,6 +186,25 @@ async def test_a_bug_in_send_is_logged_once(
     (line,) = (each for each in caplog.records if each.levelno == logging.ERROR)
     assert line.getMessage().startswith("Broadcast: send(1) failed")
     assert line.exc_info
+
+
+@virtual
+async def test_a_page_instead_of_an_answer_is_no_bug_in_send(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A 502 page of Telegram's proxy is UNKNOWN, and does not hide the first bug in the log."""
+    telegram = Telegram()
+    telegram.errors = [ClientDecodeError("no JSON", ValueError(), "<html>502 Bad Gateway</html>")]
+    bot, outgoing = paced(telegram)
+
+    async def send(chat: int) -> None:
+        await bot.send_message(chat, "x")
+        raise KeyError(chat)
+
+    found = [sent.status async for sent in outgoing.broadcast([1, 2], send, in_flight=1)]
+    assert found == [Status.UNKNOWN] * 2
+    (line,) = (each for each in caplog.records if each.levelno == logging.ERROR)
+    assert line.getMessage().startswith("Broadcast: send(2) failed")
 
 
 @virtual

@@ -13,6 +13,7 @@ from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import TelegramAPIServer
 
 from bot_ratelimit import ConfigError, Limiter, MemoryStorage, NotSentError, OutgoingLimits
+from bot_ratelimit.testing import FlakyStorage
 from example_bot.demo.botapi import TOKEN, BotApi
 from tests.servers import PATIENCE
 
@@ -43,6 +44,24 @@ async def test_unsent_requests_are_logged(caplog: pytest.LogCaptureFixture) -> N
     await outgoing.close()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert "7 requests were not sent: sendMessage to chat 7 (7)" in caplog.text
+
+
+@virtual
+async def test_a_request_that_waits_for_redis_is_not_sent_after_the_shutdown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What the log calls unsent does not leave later, when a hanging Redis has timed out."""
+    storage = FlakyStorage()
+    telegram = Telegram()
+    bot, outgoing = paced(telegram, limiter=Limiter(storage, timeout=1))
+    storage.hang()
+    task = asyncio.create_task(bot.send_message(7, "x"))
+    await asyncio.sleep(0.1)
+    await outgoing.close()
+    with pytest.raises(NotSentError, match="the bot is shutting down"):
+        await task
+    assert not telegram.left
+    assert "1 requests were not sent: sendMessage to chat 7 (1)" in caplog.text
 
 
 @virtual

@@ -144,8 +144,8 @@ async def test_an_album_is_repeated_only_if_asked_for(repeat: bool) -> None:
 
 
 @virtual
-async def test_429s_in_many_quiet_chats_block_the_bot() -> None:
-    """If quiet chats are refused together, the whole bot is too fast."""
+async def test_429s_in_many_quiet_chats_block_the_bot(caplog: pytest.LogCaptureFixture) -> None:
+    """If quiet chats are refused together, the whole bot is too fast, and the log says so."""
     telegram = Telegram()
     telegram.errors = [too_many(4)] * 3
     bot, _ = paced(telegram)
@@ -155,6 +155,9 @@ async def test_429s_in_many_quiet_chats_block_the_bot() -> None:
     await bot.send_message(99, "another chat")
     assert 2.5 < now() - began < 4
     await asyncio.gather(*tasks)
+    # The lines about the single chats, just before, do not hide it.
+    assert "(429): this bot sends no messages for 4 s" in caplog.text
+    assert "instances" not in caplog.text.partition("Telegram refused")[2]  # without Redis
 
 
 @virtual

@@ -146,6 +146,15 @@ async def test_what_memcached_cannot_do_is_an_error(
         await storage.ask(Ask(counts), timeout=1)
 
 
+async def test_a_rule_that_memcached_cannot_count_is_a_fault(
+    storage: LimitsStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`on_error` answers for such a rule, and the log says what is wrong with it."""
+    decision = await Limiter(storage, timeout=5).hit("5/m sliding", USER)
+    assert decision.source == "policy"
+    assert "memcached has fixed windows only: use Redis for this rule" in caplog.text
+
+
 def _each(rules: Any) -> list[Any]:
     return [rules] if isinstance(rules, str) else rules
 
