@@ -302,9 +302,8 @@ class Connection:
             request.answer(StorageError(text, kind="moved"))
         else:
             request.redirected = True
-            request.timeout = max(
-                request.deadline - self._batches.clock.now(), 0.0
-            )  # the rest of it
+            rest = request.deadline - self._batches.clock.now()
+            request.timeout = max(rest, 0.0)
             host, port = redirect.address
             if host in ("", "?"):  # the node knows no name of the other: only the port differs
                 host = self.host
