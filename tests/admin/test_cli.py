@@ -32,6 +32,7 @@ from bot_ratelimit.admin.cli import app, session
 from bot_ratelimit.admin.control import Control
 from tests.admin.shell import ROOT, python, run
 from tests.incoming.support import Instance
+from tests.processes import Forked
 from tests.servers import Server, free_port
 
 
@@ -475,8 +476,7 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     assert (ran.returncode, ran.stderr.strip()) == (1, said)
 
 
-async def lines_of(process: asyncio.subprocess.Process, into: list[tuple[float, str]]) -> None:
-    assert process.stdout is not None
+async def lines_of(process: Forked, into: list[tuple[float, str]]) -> None:
     async for line in process.stdout:
         at, _, limit = line.decode().strip().partition(" ")
         into.append((float(at), limit))
@@ -495,15 +495,7 @@ async def test_three_bots_under_load_obey_keep_counts_and_roll_back(
     """All obey `set` within 5 s, also after Redis was flushed, never unlimited, and go back."""
     Path(".env").write_text(f"REDIS_URL={redis_server.url}\n")
     told: list[list[tuple[float, str]]] = [[], [], []]
-    bots = [
-        await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.admin.bots", str(redis_server.port)),
-            cwd=ROOT,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        for _ in range(3)
-    ]
+    bots = [await Forked.start("tests.admin.bots", redis_server.port, cwd=ROOT) for _ in range(3)]
     readers = [asyncio.create_task(lines_of(*each)) for each in zip(bots, told, strict=True)]
 
     def all_say(limit: str) -> bool:

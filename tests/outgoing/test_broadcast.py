@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import signal
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -37,6 +36,7 @@ from bot_ratelimit import (
     Progress,
     Status,
 )
+from tests.processes import Forked
 from tests.servers import PATIENCE
 
 from . import broadcaster
@@ -330,11 +330,8 @@ async def test_progress_does_not_say_done_of_what_is_unknown(tmp_path: Path) -> 
 # Processes against a Telegram over HTTP.
 
 
-async def start(api: Strict, journal: Path, chats: int) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.outgoing.broadcaster", api.url, journal, str(chats)),
-        stderr=asyncio.subprocess.PIPE,
-    )
+async def start(api: Strict, journal: Path, chats: int) -> Forked:
+    return await Forked.start("tests.outgoing.broadcaster", api.url, journal, chats)
 
 
 @pytest.mark.slow
