@@ -285,18 +285,20 @@ async def test_an_output_that_is_not_utf8_is_escaped(bot: Instance) -> None:
             assert json.loads(ran.stdout)[0]["reason"] == "спам 😀"
 
 
-@pytest.mark.parametrize("arguments", ["--version", "--help", "bna", "ban --help", "health"])
-def test_help_version_and_mistakes_do_not_wait_for_aiogram(arguments: str) -> None:
+def test_help_version_and_mistakes_do_not_wait_for_aiogram() -> None:
     """What needs no bot imports none; commands that only talk to Redis do not either."""
+    statuses = {"--version": 0, "--help": 0, "bna": 2, "ban --help": 0, "health": 1}
     code = (
-        f"import sys; sys.argv[1:] = {arguments.split()}\n"
+        "import sys\n"
         "from bot_ratelimit.__main__ import main\n"
-        "try: main()\n"
-        "except SystemExit as end: print(end.code, 'aiogram' in sys.modules)"
+        f"for each in {[*statuses]}:\n"
+        "    sys.argv[1:] = each.split()\n"
+        "    try: main()\n"
+        "    except SystemExit as end: print('\\n', end.code, 'aiogram' in sys.modules)"
     )
     ran = python("-c", code, REDIS_URL="redis://127.0.0.1:1")
-    status = {"bna": 2, "health": 1}.get(arguments, 0)
-    assert ran.stdout.splitlines()[-1] == f"{status} False", ran.stderr
+    found = [line.split() for line in ran.stdout.splitlines() if line.endswith("False")]
+    assert found == [[str(status), "False"] for status in statuses.values()], ran.stderr
 
 
 async def test_check_reads_a_limits_file(environment: pytest.MonkeyPatch) -> None:
