@@ -20,6 +20,7 @@ import bot_ratelimit
 from hatch_build import outside_links, project_urls
 from tests import servers, versions
 from tests.servers import PATIENCE
+from tests.tables import table
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
@@ -116,7 +117,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", text).lower().replace(" ", "-") for text in texts}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@table("page", PAGES)
 def test_links_of_the_documents_are_valid(page: Path) -> None:
     """Each link to a file has its file, and each anchor its heading."""
     for link in re.findall(r"\]\((?![a-z]+:)([^)\s]+)\)", page.read_text()):

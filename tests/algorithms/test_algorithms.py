@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bot_ratelimit import Algorithm, Limit
 from bot_ratelimit.algorithms.table import FUNCTIONS
 from bot_ratelimit.algorithms.verdict import Step, Verdict
+from tests.tables import table
 
 START = 1_767_225_600_000_000
 """2026 in microseconds: where a clock stands must not matter."""
@@ -92,7 +93,7 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize("table", TABLES)
+@table("table", TABLES)
 def test_tables(table: str) -> None:
     """Each table behaves as its heading says."""
     limit, steps = TABLES[table]

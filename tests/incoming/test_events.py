@@ -22,6 +22,7 @@ from bot_ratelimit import (
     Scope,
 )
 from bot_ratelimit.testing import FlakyStorage
+from tests.tables import table
 
 from .support import HANDLED, Instance, callback, message, user
 from .updates import (
@@ -238,7 +239,7 @@ async def test_never_refuse_can_be_changed() -> None:
     assert await bot.send("a") == [False]
 
 
-@pytest.mark.parametrize(
+@table(
     ("never_refuse", "wrong"),
     [
         (["payment"], "'payment'"),

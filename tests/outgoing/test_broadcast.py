@@ -38,6 +38,7 @@ from bot_ratelimit import (
 )
 from tests.processes import Forked
 from tests.servers import PATIENCE
+from tests.tables import table
 
 from . import broadcaster
 from .strict import Strict
@@ -72,7 +73,7 @@ async def test_each_chat_gets_it_once_at_the_pace_of_the_budget() -> None:
     assert telegram.times()[-1] == pytest.approx(11, abs=1)
 
 
-@pytest.mark.parametrize(
+@table(
     ("error", "status", "requests"),
     [
         (TelegramForbiddenError(NO_METHOD, "bot was blocked by the user"), Status.BLOCKED, 1),
@@ -84,7 +85,6 @@ async def test_each_chat_gets_it_once_at_the_pace_of_the_budget() -> None:
         (no_connection(), Status.SENT, 2),
         (too_many(90), Status.SENT, 2),
     ],
-    ids=lambda value: getattr(value, "name", None),
 )
 @virtual
 async def test_each_error_has_its_status(error: Exception, status: Status, requests: int) -> None:

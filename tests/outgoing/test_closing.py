@@ -15,6 +15,7 @@ from bot_ratelimit import ConfigError, Limiter, MemoryStorage, NotSentError, Out
 from example_bot.demo.botapi import TOKEN, BotApi
 from tests.processes import Forked
 from tests.servers import PATIENCE
+from tests.tables import table
 
 from .virtual import Telegram, now, paced, virtual
 
@@ -169,7 +170,7 @@ def test_a_bot_has_one_outgoing_limits() -> None:
         OutgoingLimits().setup(bot)
 
 
-@pytest.mark.parametrize(
+@table(
     ("options", "told"),
     [
         ({"limiter": MemoryStorage()}, "limiter is a MemoryStorage: expected Limiter"),
