@@ -19,6 +19,7 @@ import pytest
 import bot_ratelimit
 from hatch_build import outside_links, project_urls
 from tests import servers, versions
+from tests.guide.links import anchors, links, target
 from tests.servers import PATIENCE
 from tests.tables import table
 
@@ -110,21 +111,14 @@ def test_links_lead_to_the_repository_once_it_has_an_address() -> None:
     assert all(url.startswith(ADDRESS) for url in project_urls(ADDRESS).values())
 
 
-def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as forges make them."""
-    headings = re.findall(r"^#+ +(.+)$", page.read_text(), re.MULTILINE)
-    texts = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading.strip()) for heading in headings)
-    return {re.sub(r"[^\w\- ]", "", text).lower().replace(" ", "-") for text in texts}
-
-
 @table("page", PAGES)
 def test_links_of_the_documents_are_valid(page: Path) -> None:
     """Each link to a file has its file, and each anchor its heading."""
-    for link in re.findall(r"\]\((?![a-z]+:)([^)\s]+)\)", page.read_text()):
-        name, _, anchor = link.partition("#")
-        target = page.parent / name if name else page
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
+    for link in links(page):
+        place, anchor = target(page, link)
+        if isinstance(place, Path):
+            assert place.exists(), link
+            assert not anchor or anchor in anchors(place), link
 
 
 @pytest.mark.slow
