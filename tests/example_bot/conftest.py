@@ -32,23 +32,21 @@ class Process:
         variables = {"PATH": os.defpath, "PYTHONPATH": str(ROOT), **environment}
         return cls(await Forked.start(module, *arguments, cwd=directory, env=variables))
 
-    async def logged(self, text: str) -> None:
+    async def logged(self, text: str) -> str:
         """Wait for a line on stderr."""
-        async with asyncio.timeout(PATIENCE):
-            async for line in self._process.stderr:
-                self._log.append(line.decode())
-                if text in self._log[-1]:
-                    return
-        raise AssertionError(f"ended without {text!r}: {''.join(self._log)}")
+        return await self._line(text, self._process.stderr, self._log)
 
     async def said(self, text: str) -> str:
         """Wait for a line on stdout."""
+        return await self._line(text, self._process.stdout, self._out)
+
+    async def _line(self, text: str, stream: asyncio.StreamReader, read: list[str]) -> str:
         async with asyncio.timeout(PATIENCE):
-            async for line in self._process.stdout:
-                self._out.append(line.decode())
-                if text in self._out[-1]:
-                    return self._out[-1]
-        raise AssertionError(f"ended without {text!r}: {''.join(self._out)}")
+            async for line in stream:
+                read.append(line.decode())
+                if text in read[-1]:
+                    return read[-1]
+        raise AssertionError(f"ended without {text!r}: {''.join(read)}")
 
     async def finished(self) -> tuple[int, str, str]:
         """Wait for the end: the exit status, stdout, and all of stderr."""
