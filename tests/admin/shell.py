@@ -57,7 +57,7 @@ async def run(*arguments: str, typed: str = "", **variables: str) -> Ran:
         environment = {name: each for name, each in os.environ.items() if name != "COLUMNS"}
         (streams / "in").write_text(typed)
         process = FORKS.Process(target=child, args=(arguments, environment | variables, directory))
-        process.start()
+        await asyncio.to_thread(process.start)  # the fork server may have to start, too
         await asyncio.to_thread(process.join, 60)
         status, out, err = process.exitcode, *((streams / n).read_text() for n in ("out", "err"))
     assert status is not None
