@@ -233,6 +233,29 @@ async def test_leaving_the_loop_ends_the_broadcast() -> None:
 
 
 @virtual
+async def test_a_cancelled_broadcast_is_not_taken_for_ctrl_c(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A program that cancels the task of a broadcast gets the cancellation, and no more is sent."""
+    telegram = Telegram()
+    bot, outgoing = paced(telegram)
+
+    async def broadcast() -> None:
+        async for _ in outgoing.broadcast(range(1, 99), lambda chat: bot.send_message(chat, "x")):
+            pass
+
+    task = asyncio.create_task(broadcast())
+    await asyncio.sleep(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    seen = len(telegram.left)
+    await asyncio.sleep(10)
+    assert 0 < len(telegram.left) == seen < 98
+    assert "Ctrl-C" not in caplog.text
+
+
+@virtual
 async def test_a_shutdown_ends_it_and_the_journal_resumes_it(tmp_path: Path) -> None:
     """The broadcast ends with the bot; the next run sends to the others, once each."""
     telegram = Telegram()
