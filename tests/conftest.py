@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import subprocess
@@ -29,7 +30,9 @@ from .servers import Server, running
 
 ADDRESS = re.compile("0x[0-9a-f]{8,}")
 """As in the repr of an object: another one in each process."""
-SERVERS = ("redis-server", "valkey-server")
+SERVERS = ["redis-server", "valkey-server"]
+STARTERS = ["redis_server", "valkey_server", "own_server", "lasting_server"]
+"""Fixtures that start one of them."""
 
 # A busy machine makes no example wrong.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -43,6 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until all is imported: what aiogram makes then is never garbage
     config.addinivalue_line("markers", "slow: takes long, so it begins first")
     if config.getoption("quick"):  # a test that is left in the middle closes nothing
         config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")
@@ -52,11 +56,24 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)  # after pytest-randomly
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("quick"):
-        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        items[:] = [item for item in items if not (item.get_closest_marker("slow") or serves(item))]
     for item in items:
         if ADDRESS.search(item.nodeid):  # its workers would not agree on its name
             raise pytest.UsageError(f"{item.nodeid}: an address in its name; leave out `ids=str`")
     items[:] = slowest_first(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def serves(item: pytest.Item) -> bool:
+    """Whether a test needs a server, as far as its fixtures say so."""
+    fixtures: set[str] = {*getattr(item, "fixturenames", ())}
+    callspec = getattr(item, "callspec", None)
+    chosen = callspec.params.values() if callspec else ()
+    return not fixtures.isdisjoint(STARTERS) or any(value in SERVERS for value in chosen)
 
 
 def slowest_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
@@ -75,9 +92,10 @@ def slowest_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
     return [*ordered, *others]
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Tests wait more than they compute, so two workers share a core."""
-    return 2 * (os.cpu_count() or 1)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Tests wait more than they compute, so two workers share a core; the quick ones wait less."""
+    cores = os.cpu_count() or 1
+    return cores + 1 if config.getoption("quick") else 2 * cores
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import re
 import shutil
 import subprocess
@@ -38,14 +37,12 @@ from bot_ratelimit.metrics import PrometheusMetrics
 from bot_ratelimit.otel import NAMES, OpenTelemetryMetrics
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests import counting
+from tests.processes import FORKS
 from tests.promtools import NOT_RUN, find_promtool
 from tests.servers import PATIENCE, Server
 
 ROOT = Path(__file__).parents[1]
 ROW = re.compile(r"^\| `(bot_ratelimit_\w+)`((?: \{[\w, ]+\})?) \| (\w+) \|", re.MULTILINE)
-
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tests.counting", "bot_ratelimit"])  # not prometheus_client
 
 
 class Page:
@@ -275,11 +272,9 @@ async def test_two_processes_count_exactly_what_was_sent(
     own_server: Server, shared_directory: str
 ) -> None:
     """With 2,400 updates through two bots the sums are right, with an outage in between."""
-    ready, reports = processes.Barrier(3), processes.SimpleQueue()
+    ready, reports = FORKS.Barrier(3), FORKS.SimpleQueue()
     workers = [
-        processes.Process(
-            target=counting.run, args=(own_server.port, shared_directory, ready, reports)
-        )
+        FORKS.Process(target=counting.run, args=(own_server.port, shared_directory, ready, reports))
         for _ in range(2)
     ]
     for worker in workers:
@@ -322,9 +317,9 @@ def test_processes_that_end_leave_no_gauge(
         found = Page(counting.collected(shared_directory))
         return len(found.total("connected")), found.value("bans_total")
 
-    ready, alive = processes.Barrier(4), processes.SimpleQueue()
+    ready, alive = FORKS.Barrier(4), FORKS.SimpleQueue()
     workers = [
-        processes.Process(target=counting.report, args=(shared_directory, ready, alive, end))
+        FORKS.Process(target=counting.report, args=(shared_directory, ready, alive, end))
         for end in ("kill", "exit", "forgets to close")
     ]
     for worker in workers:

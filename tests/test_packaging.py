@@ -19,7 +19,9 @@ import pytest
 import bot_ratelimit
 from hatch_build import outside_links, project_urls
 from tests import servers, versions
+from tests.guide.links import anchors, links, target
 from tests.servers import PATIENCE
+from tests.tables import table
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
@@ -109,21 +111,14 @@ def test_links_lead_to_the_repository_once_it_has_an_address() -> None:
     assert all(url.startswith(ADDRESS) for url in project_urls(ADDRESS).values())
 
 
-def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as forges make them."""
-    headings = re.findall(r"^#+ +(.+)$", page.read_text(), re.MULTILINE)
-    texts = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading.strip()) for heading in headings)
-    return {re.sub(r"[^\w\- ]", "", text).lower().replace(" ", "-") for text in texts}
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@table("page", PAGES)
 def test_links_of_the_documents_are_valid(page: Path) -> None:
     """Each link to a file has its file, and each anchor its heading."""
-    for link in re.findall(r"\]\((?![a-z]+:)([^)\s]+)\)", page.read_text()):
-        name, _, anchor = link.partition("#")
-        target = page.parent / name if name else page
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
+    for link in links(page):
+        place, anchor = target(page, link)
+        if isinstance(place, Path):
+            assert place.exists(), link
+            assert not anchor or anchor in anchors(place), link
 
 
 @pytest.mark.slow
@@ -136,7 +131,7 @@ def test_the_tests_run_from_the_sdist(sdist: Path) -> None:
         if (ROOT / name).exists()
     }
     assert {name for name in needed if not (sdist / name).exists()} == set()
-    chosen = ["tests/rules", "tests/test_package.py"]
+    chosen = ["tests/rules/test_duration.py", "tests/test_package.py"]
     options = ["-q", "-p", "no:cacheprovider", "-k", "not wheel"]
     subprocess.run(
         [sys.executable, "-m", "pytest", *options, *chosen], cwd=sdist, check=True, timeout=180
@@ -161,28 +156,23 @@ if sys.version_info < (3, 11, 3):
     NEEDED |= {"async_timeout"}  # redis-py uses it there
 
 
-def test_the_import_loads_only_what_is_needed() -> None:
-    """Only aiogram, redis, pydantic-settings and cachetools are imported, and no extra."""
-    command = [sys.executable, "-c", IMPORT]
-    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
-    top = {name.split(".")[0] for name in ran.stdout.split()}
-    assert top - set(sys.stdlib_module_names) <= NEEDED
-    assert "aiohttp.web" not in ran.stdout.split()
-
-
-def import_times() -> dict[str, int]:
-    """The import time of each module with its imports, in microseconds."""
-    command = [sys.executable, "-X", "importtime", "-c", "import aiogram, bot_ratelimit"]
+def imported() -> tuple[list[str], dict[str, int]]:
+    """The modules that the package imports, and the microseconds that each takes with its own."""
+    command = [sys.executable, "-X", "importtime", "-c", IMPORT]
     ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
     lines = (line.split("|") for line in ran.stderr.splitlines() if line.count("|") == 2)
-    return {name.strip(): int(total) for _, total, name in lines if total.strip().isdigit()}
+    times = {name.strip(): int(total) for _, total, name in lines if total.strip().isdigit()}
+    return ran.stdout.split(), times
 
 
-def test_the_import_takes_a_tenth_of_what_aiogram_takes() -> None:
-    """`import bot_ratelimit` takes at most a tenth longer than aiogram."""
+def test_the_import_is_cheap() -> None:
+    """`import bot_ratelimit` loads only aiogram, redis, pydantic-settings and cachetools, no extra,
+    and takes at most a tenth longer than aiogram."""
     shares = []
     for _ in range(3):  # a busy machine may hold up one of them
-        times = import_times()
+        names, times = imported()
+        assert {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) <= NEEDED
+        assert "aiohttp.web" not in names
         shares.append(times["bot_ratelimit"] / times["aiogram"])
         if shares[-1] <= 0.1:
             return

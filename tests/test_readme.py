@@ -13,6 +13,7 @@ from aiogram.types import Update
 from fakeredis import FakeAsyncRedis
 
 from bot_ratelimit import ConfigError, Penalty, RateLimitMiddleware
+from tests.tables import table
 
 from .incoming.support import RecordingSession, message
 from .readme import README, readme_bot
@@ -63,7 +64,7 @@ ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("cells", ARGUMENTS, ids=lambda cells: cells[0])
+@table("cells", ARGUMENTS)
 def test_the_usual_arguments_are_right(cells: list[str]) -> None:
     """Each line of code in the table makes a middleware, and shows the argument of its row."""
     names = {"RateLimitMiddleware": RateLimitMiddleware, "Penalty": Penalty}

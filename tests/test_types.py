@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from .guide.pages import DOCS, blocks
 from .readme import readme_bot
 
 BIN = Path(sys.executable).parent
@@ -122,7 +123,9 @@ def assert_accepted(command: list[str | Path], code: Path) -> None:
     int(version("redis").partition(".")[0]) < 8, reason="redis-py has types for mypy from 8 on"
 )
 def test_mypy_strict_accepts_it(code: Path) -> None:
-    """mypy strict accepts the README's code and all public names."""
+    """mypy strict accepts the README's code, all public names, and recipes as they are copied."""
+    for number, each in enumerate(blocks("python", pages=[DOCS / "recipes.md"])):
+        (code / f"recipe_{number}.py").write_text(each.text, "utf-8")
     files = sorted(code.glob("*.py"))
     assert_accepted([BIN / "mypy", "--strict", "--cache-dir", code / "cache", *files], code)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from bot_ratelimit.__main__ import main
+from tests.processes import FORKS
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,11 +37,6 @@ class Ran(NamedTuple):
         return json.loads(self.out)
 
 
-# A fork server, because importing takes a process longer than all it does here.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["bot_ratelimit.admin.cli"])
-
-
 def child(arguments: tuple[str, ...], environment: dict[str, str], directory: str) -> None:
     """The command, with files of this directory as its standard streams."""
     os.environ.clear()
@@ -61,10 +56,8 @@ async def run(*arguments: str, typed: str = "", **variables: str) -> Ran:
         # Without the width of the terminal in which the tests run.
         environment = {name: each for name, each in os.environ.items() if name != "COLUMNS"}
         (streams / "in").write_text(typed)
-        process = processes.Process(
-            target=child, args=(arguments, environment | variables, directory)
-        )
-        process.start()
+        process = FORKS.Process(target=child, args=(arguments, environment | variables, directory))
+        await asyncio.to_thread(process.start)  # the fork server may have to start, too
         await asyncio.to_thread(process.join, 60)
         status, out, err = process.exitcode, *((streams / n).read_text() for n in ("out", "err"))
     assert status is not None

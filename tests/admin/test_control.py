@@ -360,14 +360,22 @@ async def test_an_instance_behind_comes_before_the_latency(bot: OperatedBot) -> 
 async def test_an_outage_says_first_what_it_means_for_users(
     environment: pytest.MonkeyPatch, policy: str, meanwhile: str
 ) -> None:
-    """The first sentence says what happens meanwhile, by the policy of the bot; then why."""
+    """The first sentence says what happens meanwhile, by the policy of the bot; then why.
+
+    Looking at a user is an error, not a guess.
+    """
     environment.setenv("REDIS_URL", "redis://127.0.0.1:1")
     environment.setenv("RATE_LIMIT_ON_ERROR", policy)
     control = Control.from_settings(Settings(), "anna", patience=0)
-    first, second = sheets.health(ENGLISH, await control.health()).lines
+    found = await control.health()
+    assert not found.ok
+    assert "127.0.0.1:1" in found.problem
+    first, second = sheets.health(ENGLISH, found).lines
     assert first == f"Redis does not answer: meanwhile {meanwhile}."
     assert "127.0.0.1:1" in second
     assert " ms" not in second
+    with pytest.raises(StorageError):
+        await control.show(ANNA)
     await control.close()
 
 
@@ -537,18 +545,6 @@ async def test_health_says_what_is_wrong(bot: OperatedBot) -> None:
     await documents.swap("bot:ratelimit:live", None, b"nonsense")
     await bot.refresh()
     assert "is not JSON" in (await bot.control.health()).problem
-
-
-async def test_without_redis_nothing_is_guessed(environment: pytest.MonkeyPatch) -> None:
-    """Health is not ok and says why; looking at a user is an error, not a guess."""
-    environment.setenv("REDIS_URL", "redis://127.0.0.1:1")
-    control = Control.from_settings(Settings(), "anna", patience=0)
-    found = await control.health()
-    assert not found.ok
-    assert "127.0.0.1:1" in found.problem
-    with pytest.raises(StorageError):
-        await control.show(ANNA)
-    await control.close()
 
 
 async def test_a_cluster_is_operated_like_one_server(tmp_path: Path) -> None:

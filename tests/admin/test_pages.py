@@ -18,6 +18,7 @@ from bot_ratelimit.admin.views import Total
 from bot_ratelimit.admin.web.chart import chart_of
 from bot_ratelimit.storage.base import Storage
 from tests.servers import Server
+from tests.tables import table
 
 from .web import PAGE, Reply, Site, Visitor, running_bot, sending
 
@@ -368,9 +369,7 @@ def test_fields_say_who_is_meant(fields: dict[str, Any], subject: Subject) -> No
     assert checked(Counted, fields).subject == subject
 
 
-@pytest.mark.parametrize(
-    "text", ["", "x", "1.5", "٣", "1" * 30, "0x10", "--1", "0", str(2**52 + 1), "777000"]
-)
+@table("text", ["", "x", "1.5", "٣", "1" * 30, "0x10", "--1", "0", str(2**52 + 1), "777000"])
 def test_what_is_no_id_is_told(text: str) -> None:
     """Only whole numbers that Telegram can give are ids; no topic or bot has a negative one."""
     with pytest.raises(ConfigError):
@@ -391,9 +390,7 @@ def test_a_single_refusal_is_seen_in_the_chart() -> None:
     assert chart_of([]).top == 4
 
 
-@pytest.mark.parametrize(
-    ("count", "top"), [(0, 4), (4, 4), (5, 6), (11, 12), (31, 40), (4_124, 6_000)]
-)
+@table(("count", "top"), [(0, 4), (4, 4), (5, 6), (11, 12), (31, 40), (4_124, 6_000)])
 def test_the_scale_ends_at_a_round_number(count: int, top: int) -> None:
     """The upper edge of the chart is a number whose half is round, too."""
     assert chart_of([Total(datetime(2026, 1, 1, tzinfo=UTC), count)]).top == top

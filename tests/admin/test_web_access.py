@@ -22,6 +22,7 @@ from bot_ratelimit import (
 )
 from bot_ratelimit.admin import admin_app
 from bot_ratelimit.storage.base import Storage
+from tests.tables import table
 
 from .shell import python
 from .web import ANNA, BOT_TOKEN, PAGE, TOKEN, Site, Visitor, bot_on, init_data, site
@@ -80,7 +81,7 @@ def test_a_token_that_could_be_guessed_is_refused_and_not_shown(
         admin_app(RateLimitMiddleware())
 
 
-@pytest.mark.parametrize(
+@table(
     ("options", "message"),
     [
         ({"admins": [42]}, "pass bot_token= too"),
@@ -292,7 +293,7 @@ async def test_a_cookie_is_secure_where_the_browser_uses_https(found: Site) -> N
         assert "Max-Age=3600" in cookie
 
 
-@pytest.mark.parametrize(
+@table(
     ("header", "value", "is_secure"),
     [
         ("X-Forwarded-Proto", "https", True),

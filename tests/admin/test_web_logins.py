@@ -16,6 +16,7 @@ from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.web import requests
 from bot_ratelimit.testing import Clock
 from tests.servers import Server, running_cluster
+from tests.tables import table
 
 from .web import PAGE, TOKEN, Site, Visitor, bot_on, init_data, site
 
@@ -157,7 +158,7 @@ async def test_a_script_goes_on_while_others_guess_elsewhere() -> None:
         assert (await script.get("api/limits", headers=headers)).status == 429
 
 
-@pytest.mark.parametrize(
+@table(
     ("proxies", "forwarded"),
     [
         ([], "203.0.113.{}"),

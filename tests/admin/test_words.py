@@ -19,6 +19,7 @@ from bot_ratelimit.admin.words import Marked, Words, as_html, code
 from bot_ratelimit.storage.base import Storage
 from tests.admin.telegram.operators import operated_bot_on
 from tests.admin.web import PAGE, bot_on, site
+from tests.tables import table
 
 FOLDER = Path(package.__file__).parent
 RUSSIAN = tomllib.loads((FOLDER / "russian.toml").read_text("utf-8"))
@@ -62,7 +63,7 @@ def test_the_fields_of_the_forms_are_explained_in_russian() -> None:
             assert kind.model_fields[field].description in RUSSIAN, (name, field)
 
 
-@pytest.mark.parametrize(
+@table(
     ("header", "language"),
     [
         ("ru", "ru"), ("ru-RU,ru;q=0.9,en;q=0.8", "ru"), ("en-GB, ru;q=0.9", "en"), ("", "en"),

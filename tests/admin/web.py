@@ -26,6 +26,7 @@ from bot_ratelimit.admin import admin_app
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.outgoing.progress import Progress
 from bot_ratelimit.storage.base import Storage
+from tests.benches import eventually
 from tests.incoming.support import Instance, chat, user
 from tests.outgoing.virtual import Telegram, too_many
 
@@ -232,7 +233,8 @@ async def sending(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
             pass
 
     broadcasting = asyncio.create_task(broadcast())
-    await asyncio.sleep(0.3)
+    await eventually(lambda: len(telegram.log) > 12, within=30)
+    await asyncio.sleep(0.1)  # until that is reported
     assert outgoing._report is not None
     await outgoing._report.statistics.flush()
     yield

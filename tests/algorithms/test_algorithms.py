@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bot_ratelimit import Algorithm, Limit
 from bot_ratelimit.algorithms.table import FUNCTIONS
 from bot_ratelimit.algorithms.verdict import Step, Verdict
+from tests.tables import table
 
 START = 1_767_225_600_000_000
 """2026 in microseconds: where a clock stands must not matter."""
@@ -92,7 +93,7 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize("table", TABLES)
+@table("table", TABLES)
 def test_tables(table: str) -> None:
     """Each table behaves as its heading says."""
     limit, steps = TABLES[table]
@@ -121,6 +122,21 @@ def test_a_bucket_grants_its_burst_and_then_its_rate(limit: str) -> None:
         assert due - early <= now - START < due + 1
         state, verdict = hit(state, now, parsed, 1)
         assert verdict.wait == 0
+
+
+@table(
+    ("limit", "pause"), [("3/2s burst 3", 333_333), ("3/ms bucket", 333), ("30/s burst 60", 33_333)]
+)  # a little less than a token takes, so that what is missing is rounded up
+def test_what_remains_of_a_bucket_is_granted_and_no_more(limit: str, pause: int) -> None:
+    """The tokens that it is said to hold can be taken at once, and one more cannot."""
+    parsed = Limit.parse(limit)
+    hit, state, now = FUNCTIONS[BUCKET].hit, None, START
+    for _ in range(400):
+        state, verdict = hit(state, now, parsed, 1)
+        assert hit(state, now, parsed, verdict.remaining)[1].wait == 0
+        if verdict.remaining < parsed.capacity:
+            assert hit(state, now, parsed, verdict.remaining + 1)[1].wait > 0
+        now += pause
 
 
 @st.composite

@@ -22,6 +22,7 @@ from bot_ratelimit import (
 from bot_ratelimit.config.limits_file import LimitsFile, read_limits_file
 from bot_ratelimit.rules.rule import rules_of
 from tests.incoming.support import HANDLED, Instance, callback, message
+from tests.tables import table
 
 pytestmark = pytest.mark.usefixtures("environment")
 
@@ -68,7 +69,7 @@ def test_rules_of_a_file_have_scopes_names_and_costs() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "told"),
     [
         ("a = 1\nb = 1/s", "limits.toml: not TOML: Expected newline or end of document after"),
@@ -112,7 +113,6 @@ def test_rules_of_a_file_have_scopes_names_and_costs() -> None:
         ("rate_limit = '1/s " + 5_000 * "x " + "'", "limits.toml: rate_limit: '1/s x x"),
         ("rate_limits = '1/s'", "rate_limits: unknown; expected one of rate_limit, rules, limits"),
     ],
-    ids=lambda text: text[:40],
 )  # fmt: skip
 def test_a_bad_file_is_one_line_with_place_value_and_fix(text: str, told: str) -> None:
     """The error has the file, the line or table, the value and the fix in one line."""

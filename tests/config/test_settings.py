@@ -23,6 +23,7 @@ from bot_ratelimit import (
 )
 from bot_ratelimit.rules.rule import rules_of
 from tests.servers import Server, black_hole, free_port
+from tests.tables import table
 
 SECRET = "hunter2"  # the password that no text may show
 
@@ -44,7 +45,7 @@ def connection(**variables: str) -> dict[str, Any]:
     return dict(client.connection_pool.connection_kwargs)
 
 
-@pytest.mark.parametrize(
+@table(
     ("name", "text", "field", "value"),
     [
         *(("REDIS_ENABLED", text, "redis_enabled", True) for text in ["true", "1", "yes", "ON"]),
@@ -96,7 +97,7 @@ def test_an_empty_variable_is_unset() -> None:
     assert settings(**dict.fromkeys(names, "")) == Settings()
 
 
-@pytest.mark.parametrize(
+@table(
     ("variables", "used"),
     [
         ({}, False),
@@ -119,7 +120,7 @@ async def test_when_redis_is_used(variables: dict[str, str], used: bool) -> None
 TCP = {"host": "h", "port": 6379, "db": 0, "password": None}
 
 
-@pytest.mark.parametrize(
+@table(
     ("variables", "expected"),
     [
         ({"REDIS_ENABLED": "1"}, TCP | {"host": "localhost"}),
@@ -156,7 +157,7 @@ def test_the_scheme_picks_the_connection(url: str, kind: type) -> None:
     assert issubclass(client.connection_pool.connection_class, kind)
 
 
-@pytest.mark.parametrize(
+@table(
     ("variables", "parts"),
     [
         ({"REDIS_ENABLED": "maybe"}, ["REDIS_ENABLED='maybe'", "true or false"]),
@@ -208,7 +209,6 @@ def test_the_scheme_picks_the_connection(url: str, kind: type) -> None:
         ({"REDIS_URL": "redis://h h/0"}, ["REDIS_URL: ", "host name"]),
         ({"REDIS_URL": "unix://"}, ["REDIS_URL: ", "path of the socket"]),
     ],
-    ids=str,
 )
 def test_a_wrong_value_is_named_with_the_fix(variables: dict[str, str], parts: list[str]) -> None:
     """The error has the variable as it is written in the environment, the value, the fix."""
@@ -235,7 +235,7 @@ def test_all_wrong_values_are_named_at_once() -> None:
         Settings(redis_port=0)
 
 
-@pytest.mark.parametrize(
+@table(
     "variables",
     [
         *(
@@ -266,7 +266,6 @@ def test_all_wrong_values_are_named_at_once() -> None:
         {"REDIS_PASSWORD": SECRET, "REDIS_PORT": "x"},
         {"REDIS_URL": f"redis://:{SECRET}@h", "REDIS_PORT": "x"},
     ],
-    ids=str,
 )
 def test_no_error_shows_a_secret(variables: dict[str, str]) -> None:
     """Not even the traceback for an invalid URL shows the password in it."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from example_bot.demo.botapi import BotApi
+from tests.processes import Forked
 from tests.servers import PATIENCE
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 class Process:
     """A Python module that runs in a directory of its own, with nothing in its environment."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: Forked) -> None:
         self._process = process
         self._log: list[str] = []
         self._out: list[str] = []
@@ -29,35 +29,24 @@ class Process:
     async def start(
         cls, module: str, directory: Path, *arguments: str, **environment: str
     ) -> Process:
-        return cls(
-            await asyncio.create_subprocess_exec(
-                *(sys.executable, "-W", "error", "-m", module, *arguments),
-                cwd=directory,
-                env={"PATH": os.defpath, "PYTHONPATH": str(ROOT), **environment},
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
-        )
+        variables = {"PATH": os.defpath, "PYTHONPATH": str(ROOT), **environment}
+        return cls(await Forked.start(module, *arguments, cwd=directory, env=variables))
 
-    async def logged(self, text: str) -> None:
+    async def logged(self, text: str) -> str:
         """Wait for a line on stderr."""
-        assert self._process.stderr
-        async with asyncio.timeout(PATIENCE):
-            async for line in self._process.stderr:
-                self._log.append(line.decode())
-                if text in self._log[-1]:
-                    return
-        raise AssertionError(f"ended without {text!r}: {''.join(self._log)}")
+        return await self._line(text, self._process.stderr, self._log)
 
     async def said(self, text: str) -> str:
         """Wait for a line on stdout."""
-        assert self._process.stdout
+        return await self._line(text, self._process.stdout, self._out)
+
+    async def _line(self, text: str, stream: asyncio.StreamReader, read: list[str]) -> str:
         async with asyncio.timeout(PATIENCE):
-            async for line in self._process.stdout:
-                self._out.append(line.decode())
-                if text in self._out[-1]:
-                    return self._out[-1]
-        raise AssertionError(f"ended without {text!r}: {''.join(self._out)}")
+            async for line in stream:
+                read.append(line.decode())
+                if text in read[-1]:
+                    return read[-1]
+        raise AssertionError(f"ended without {text!r}: {''.join(read)}")
 
     async def finished(self) -> tuple[int, str, str]:
         """Wait for the end: the exit status, stdout, and all of stderr."""

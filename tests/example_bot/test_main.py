@@ -25,6 +25,7 @@ from example_bot.demo.botapi import TOKEN, BotApi
 from example_bot.demo.updates import callback, message
 from example_bot.serve import freeze
 from example_bot.settings import BotSettings
+from tests.admin.shell import python, run
 from tests.servers import PATIENCE, Server, free_port
 
 from .conftest import Process, Start
@@ -32,14 +33,14 @@ from .conftest import Process, Start
 PREFIX, OPERATOR, PASSWORD = "test-instances", 7, "a-token-for-the-page-of-this-test"
 
 
-async def test_a_missing_token_is_one_clear_error(start: Start) -> None:
+def test_a_missing_token_is_one_clear_error(environment: pytest.MonkeyPatch) -> None:
     """The error names BOT_TOKEN and the demo that needs none; the status is 2."""
-    process = await start("example_bot")
-    status, out, err = await process.finished()
-    assert (status, out) == (2, "")
-    assert err.startswith("BOT_TOKEN is not set: put the token that @BotFather gave you into")
-    assert err.endswith("run 'make demo'.\n")
-    assert err.count("\n") == 1
+    environment.delenv("BOT_TOKEN", raising=False)
+    ran = python("-W", "error", "-m", "example_bot")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("BOT_TOKEN is not set: put the token that @BotFather gave you into")
+    assert line.endswith("run 'make demo'.")
 
 
 @pytest.mark.parametrize(
@@ -220,12 +221,10 @@ async def test_webhook(api: BotApi, start: Start) -> None:
 
 async def test_startup_objects_are_frozen_for_the_collector() -> None:
     """After the start, the garbage collector skips objects that live as long as the bot."""
-    try:
-        assert gc.get_freeze_count() < 1_000  # some versions of Python freeze a little themselves
-        await freeze()
-        assert gc.get_freeze_count() > 100_000
-    finally:
-        gc.unfreeze()
+    gc.unfreeze()
+    assert gc.get_freeze_count() < 1_000  # some versions of Python freeze a little themselves
+    await freeze()
+    assert gc.get_freeze_count() > 100_000
 
 
 @pytest.mark.parametrize("webhook", [False, True])
@@ -286,8 +285,7 @@ async def test_two_instances_share_the_limits_of_one_redis(
     ]
 
     async def in_a_shell() -> None:
-        process = await start("bot_ratelimit", "forgive", "42", "--yes", **shared)
-        assert (await process.finished())[0] == 0
+        assert (await run("forgive", "42", "--yes", **shared)).status == 0
 
     before = len(api.calls)
     for forgive in (in_a_shell, partial(over_http, ports[0]), partial(in_telegram, api)):

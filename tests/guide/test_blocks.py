@@ -20,6 +20,7 @@ from bot_ratelimit import Settings
 from bot_ratelimit.admin.cli import app
 from bot_ratelimit.config.limits_file import read_limits_file
 from example_bot.settings import BotSettings
+from tests.tables import table
 
 from .pages import ALONE, ROOT, Block, blocks
 from .stage import Stage
@@ -55,13 +56,13 @@ def test_settings_are_right(block: Block, environment: pytest.MonkeyPatch) -> No
     assert set(re.findall(r"(?m)^(\w+)=", block.text)) <= known
 
 
-@pytest.mark.parametrize("block", blocks("sh"), ids=str)
+@table("block", blocks("sh"))
 def test_the_shell_understands_it(block: Block) -> None:
     """A shell block has no mistake that the shell itself would find."""
     subprocess.run(["/bin/sh", "-n"], input=block.text, text=True, check=True, timeout=10)
 
 
-@pytest.mark.parametrize(("block", "line"), SHELL, ids=lambda each: str(each)[:60])
+@table(("block", "line"), SHELL)
 def test_a_command_exists(block: Block, line: str) -> None:
     """Commands of ours are given as the command takes them; others are well known."""
     words = shlex.split(line.removeprefix("$ "), comments=True)
@@ -78,7 +79,7 @@ def test_a_command_exists(block: Block, line: str) -> None:
         assert words[0] in known, line
 
 
-@pytest.mark.parametrize("block", blocks("text"), ids=str)
+@table("block", blocks("text"))
 def test_requirements_are_right(block: Block) -> None:
     """A line of a requirements file names this package, its version and extras that it has."""
     for line in block.text.splitlines():

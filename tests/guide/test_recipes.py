@@ -22,7 +22,7 @@ from bot_ratelimit import RateLimitMiddleware
 from example_bot.demo.updates import message, payment
 from tests.servers import Server
 
-from .pages import DOCS, ROOT, block, blocks, blocks_of
+from .pages import DOCS, ROOT, block, blocks_of
 from .stage import Stage
 
 GROUP = -100123
@@ -113,19 +113,6 @@ async def run() -> None:
 
 asyncio.run(run())
 """
-
-
-def test_recipes_are_typed(tmp_path: Path) -> None:
-    """mypy --strict finds no mistake in a recipe, as it is copied into a project."""
-    for number, each in enumerate(blocks("python", pages=[DOCS / "recipes.md"])):
-        (tmp_path / f"recipe_{number}.py").write_text(each.text, encoding="utf-8")
-    (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = true\n")
-    command = [sys.executable, "-m", "mypy", "--cache-dir", ".", "."]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("MYPYPATH")]))
-    ran = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "MYPYPATH": path}
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def test_the_tests_of_a_bot_pass(tmp_path: Path) -> None:

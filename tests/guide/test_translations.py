@@ -6,7 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
+from tests.tables import table
 
 from .links import anchors, links, target
 from .pages import DOCS, ROOT, TRANSLATED, Block, blocks_of
@@ -16,9 +16,7 @@ CYRILLIC = re.compile("[а-яё]", re.IGNORECASE)
 
 PAIRS = {page: DOCS / "ru" / page.name for page in TRANSLATED}
 PAIRS[ROOT / "README.md"] = ROOT / "README.ru.md"
-pairs = pytest.mark.parametrize(
-    ("english", "russian"), PAIRS.items(), ids=lambda path: path.relative_to(ROOT).as_posix()
-)
+pairs = table(("english", "russian"), PAIRS.items())
 
 
 def prose(page: Path) -> str:

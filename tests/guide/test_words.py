@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
+from collections.abc import Iterable, Iterator
 
 from .pages import DOCS, ROOT
 
@@ -31,9 +28,9 @@ def text(node: ast.expr) -> str:
     return "…"
 
 
-def messages(path: Path) -> Iterator[tuple[str, str]]:
+def messages(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, str]]:
     """The lines of the log, and the errors, that a module writes: which, and the text."""
-    for call in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for call in nodes:
         match call:
             case ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr=level), args=args):
                 if level in LEVELS:
@@ -58,25 +55,19 @@ def is_found(message: str, phrase: str) -> bool:
     return bool(re.search(".*".join(map(re.escape, phrase.split("…"))), message))
 
 
-MODULES = sorted(PACKAGE.rglob("*.py"))
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_the_words_are_found(path: Path) -> None:
-    """Each message with words of its own has some of them in the section for it."""
-    for section, message in messages(path):
-        if len(re.findall(r"[a-z]{3,}", message)) > 1:
-            assert any(is_found(message, each) for each in phrases(section)), message
-
-
-def test_no_words_are_left_behind() -> None:
-    """What the page names is written somewhere, as a text of the package."""
-    texts = {
-        text(node)
-        for path in MODULES
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp))
-    }
-    for section in ("Log lines", "Errors"):
-        for phrase in phrases(section):
-            assert any(is_found(each, phrase) for each in texts), phrase
+def test_the_page_has_the_words_of_the_package_and_no_others() -> None:
+    """Each message with words of its own is found in its section; the page names no other text."""
+    listed = {section: phrases(section) for section in ("Log lines", "Errors")}
+    texts = set()
+    for path in PACKAGE.rglob("*.py"):
+        nodes = [*ast.walk(ast.parse(path.read_text("utf-8")))]
+        texts |= {
+            text(node)
+            for node in nodes
+            if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp))
+        }
+        for section, message in messages(nodes):
+            if len(re.findall(r"[a-z]{3,}", message)) > 1:
+                assert any(is_found(message, each) for each in listed[section]), (path, message)
+    for phrase in set().union(*listed.values()):
+        assert any(is_found(each, phrase) for each in texts), phrase

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from contextlib import AsyncExitStack
 from functools import partial
@@ -21,6 +20,7 @@ from bot_ratelimit.testing import FlakyStorage
 from example_bot.demo.botapi import BotApi
 from example_bot.demo.updates import message as update_of
 from tests.benches import Pauses, eventually
+from tests.processes import Forked
 from tests.servers import PATIENCE, Server
 
 from .support import HANDLED, Instance, message, user
@@ -316,16 +316,12 @@ async def test_an_instance_is_killed_while_it_collects(
 ) -> None:
     """Three processes behind a webhook: what one of them had is handled once, by another one."""
     async with BotApi() as api, AsyncExitStack() as stack:
-        processes = {}
+        processes = []
         for _ in range(3):
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "tests.incoming.collecting", api.url),
-                str(redis_server.port),
-                stdout=asyncio.subprocess.PIPE,
-            )
+            process = await Forked.start("tests.incoming.collecting", api.url, redis_server.port)
             stack.push_async_callback(ended, process)
-            processes[process] = process.stdout
-        ports = {await out.readline(): process for process, out in processes.items() if out}
+            processes.append(process)
+        ports = {await process.stdout.readline(): process for process in processes}
         sent = []
         for text in "abc":
             sent.append(asyncio.create_task(api.deliver(update_of(42, text))))
@@ -341,7 +337,7 @@ async def test_an_instance_is_killed_while_it_collects(
     assert [call.text for call in api.calls if call.method == "sendMessage"] == ["abc", "d"]
 
 
-async def ended(process: asyncio.subprocess.Process) -> None:
+async def ended(process: Forked) -> None:
     if process.returncode is None:
         process.kill()
     await process.communicate()

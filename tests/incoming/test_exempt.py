@@ -9,6 +9,7 @@ import pytest
 from aiogram.types import Message, TelegramObject
 
 from bot_ratelimit import ConfigError, Limiter, Penalty, RateLimitMiddleware, Settings, Subject
+from tests.tables import table
 
 from .support import HANDLED, Instance, callback, inline_query, message, user
 from .updates import BUSINESS, CHANNEL_BOT, GROUP, Fleet, album, limited, payment
@@ -111,7 +112,7 @@ async def test_exemptions_apply_to_handlers_limits() -> None:
     assert await bot.send(*"abc") == [True] * 3
 
 
-@pytest.mark.parametrize("exempt", INVALID)
+@table("exempt", INVALID)
 def test_invalid_ids_are_errors(exempt: Any) -> None:
     """Ids are whole numbers; the error shows anything else."""
     with pytest.raises(ConfigError, match="exempt") as error:

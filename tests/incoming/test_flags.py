@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-import subprocess
+import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -546,28 +546,18 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(
-    ("folder", "command"),
-    [
-        ("shop", ["bot.py"]),
-        (".", ["-m", "shop.bot"]),
-        ("/", ["{}/shop/bot.py"]),
-    ],
-    ids=["its folder", "a module", "elsewhere"],
-)
 def test_the_name_of_a_count_does_not_depend_on_the_start(
-    folder: str, command: list[str], tmp_path: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """However the bot is started, its unnamed flag counts under one name."""
-    (tmp_path / "shop").mkdir()
-    (tmp_path / "shop" / "__init__.py").touch()
-    (tmp_path / "shop" / "bot.py").write_text(BOT)
-    found = subprocess.run(
-        [sys.executable, *(part.format(tmp_path) for part in command)],
-        cwd=tmp_path / folder,
-        env={"PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert found.stdout == "bot.order\n"
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    (shop / "__init__.py").touch()
+    (shop / "bot.py").write_text(BOT)
+    monkeypatch.chdir(shop)
+    monkeypatch.syspath_prepend(tmp_path)
+    runpy.run_path("bot.py", run_name="__main__")
+    runpy.run_path(f"{shop}/bot.py", run_name="__main__")
+    runpy.run_module("shop.bot", run_name="__main__", alter_sys=True)
+    del sys.modules["shop"]
+    assert capsys.readouterr().out == "bot.order\n" * 3

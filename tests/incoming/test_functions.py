@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from aiogram import Router, flags
+from aiogram import flags
 from aiogram.types import Message, TelegramObject
 from fakeredis import FakeAsyncRedis
 
@@ -239,20 +239,3 @@ async def test_only_handlers_with_a_flag_are_limited() -> None:
     assert middleware.inventory()["rules"][-1]["where"].endswith("_handle")
     await limiter.ban(Subject(user=42), "1h")
     assert await bot.send("d") == [False]
-
-
-async def test_the_flag_of_aiograms_documentation_works_unchanged() -> None:
-    """`@flags.rate_limit(rate=..., key=...)` needs no change."""
-    router = Router()
-
-    @router.message()
-    @flags.rate_limit(rate=2, key="something")
-    async def documented(message: Message) -> str:
-        return HANDLED
-
-    bot = bare()
-    RateLimitMiddleware(None, limiter=Limiter(MemoryStorage()), on_limited=None).setup(
-        bot.dispatcher
-    )
-    bot.dispatcher.include_router(router)
-    assert await bot.send(*"ab") == [True, False]

@@ -15,6 +15,7 @@ from bot_ratelimit import ConfigError, InFlight
 from bot_ratelimit.incoming.adaptive import AdaptiveLimit
 from bot_ratelimit.testing import Clock
 from tests.recorder import Recorder
+from tests.tables import table
 
 from .support import HANDLED, callback, message, user
 from .updates import CHANNEL_POST, GROUP, bare, payment, pre_checkout
@@ -211,7 +212,7 @@ async def test_handlers_that_block_the_loop_hold_the_limit_down() -> None:
     assert InFlight().limit is None
 
 
-@pytest.mark.parametrize(
+@table(
     "arguments",
     [
         *({"patience": value} for value in (-1, float("nan"), True, "8")),
@@ -222,7 +223,6 @@ async def test_handlers_that_block_the_loop_hold_the_limit_down() -> None:
         {"adaptive": 1},
         {"at_least": 11, "limit": 10, "adaptive": True},
     ],
-    ids=str,
 )
 def test_an_invalid_argument_is_an_error(arguments: dict[str, Any]) -> None:
     """The error names the argument and its value."""

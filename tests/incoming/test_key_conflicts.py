@@ -28,6 +28,7 @@ from bot_ratelimit import (
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.testing import Clock
 from tests.servers import Server
+from tests.tables import table
 
 from .support import HANDLED, Instance, callback, message, user
 from .updates import bare, limited, listen
@@ -256,7 +257,7 @@ async def test_a_flag_and_a_middleware_with_one_key_are_an_error() -> None:
         await bot.dispatcher.emit_startup()
 
 
-@pytest.mark.parametrize(
+@table(
     ("one", "other"),
     [
         (drawing("3/day"), drawing("3/day", cost=2)),

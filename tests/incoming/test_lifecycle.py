@@ -25,6 +25,7 @@ from bot_ratelimit import (
 from bot_ratelimit.testing import FlakyStorage
 from tests.recorder import Recorder
 from tests.servers import Server, free_port
+from tests.tables import table
 
 from .support import Instance
 from .updates import bare
@@ -62,7 +63,7 @@ def test_the_constructor_does_no_io() -> None:
 GIVEN = Limiter(MemoryStorage())
 
 
-@pytest.mark.parametrize(
+@table(
     ("arguments", "message"),
     [
         ({"rate_limit": "fast"}, "'fast'"),

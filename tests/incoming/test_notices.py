@@ -30,6 +30,7 @@ from bot_ratelimit import (
 )
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.recorder import Recorder
+from tests.tables import table
 
 from .support import HANDLED, Instance, callback, inline_query, message, user
 from .updates import BUSINESS, GROUP, MISSING, REACTION, UPDATES, VOTE, Fleet, bare, listen, needs
@@ -257,7 +258,7 @@ async def test_texts(on_limited: Any, language: str | None, text: str, limiter: 
     assert texts(bot) == [text, text]
 
 
-@pytest.mark.parametrize(
+@table(
     "wrong",
     [
         "",

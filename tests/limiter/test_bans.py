@@ -28,6 +28,7 @@ from bot_ratelimit.storage.redis import banlist as redis_banlist
 from bot_ratelimit.testing import Clock
 from tests.benches import TIMEOUT, Bench, eventually, movable
 from tests.servers import Server
+from tests.tables import table
 
 ANNA = Subject(user=42, chat=-100)
 BORIS = Subject(user=43, chat=-100)
@@ -374,7 +375,7 @@ def test_bans_are_known_in_the_run_after_one_that_ended_at_any_moment(
         asyncio.run(second(limiter, other))
 
 
-@pytest.mark.parametrize(
+@table(
     ("arguments", "message"),
     [
         ((Subject(),), r"names nobody: give a user, a chat or both, for example Subject"),

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 
 from bot_ratelimit.storage.breaker import FIRST_PAUSE, LONGEST_PAUSE, THRESHOLD, Breaker
+from tests.tables import table
 
 # A step is a time, who does what, and whether the breaker said yes. Somebody asks (is the request
 # admitted?), fails (did that open the circuit?), succeeds (did that close it?), or goes without a
@@ -53,7 +54,7 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize("table", TABLES)
+@table("table", TABLES)
 def test_tables(table: str) -> None:
     """Each table behaves as its heading says."""
     breaker, tickets = Breaker(), dict[str, int | None]()

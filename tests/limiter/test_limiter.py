@@ -25,6 +25,7 @@ from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.storage.base import Count
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.benches import Bench
+from tests.tables import table
 
 ANNA = Subject(user=42, chat=-100)
 BORIS = Subject(user=43, chat=-100)
@@ -181,7 +182,7 @@ async def test_a_ban_outlasts_the_limit(
     assert (await limiter.hit(rules, ANNA)).allowed
 
 
-@pytest.mark.parametrize(
+@table(
     ("arguments", "names"),
     [
         *(({"on_error": value}, "on_error=") for value in ["Allow", "", None, True, ["allow"]]),
@@ -190,7 +191,6 @@ async def test_a_ban_outlasts_the_limit(
         *(({"timeout": value}, "timeout=") for value in [math.nan, math.inf]),
         *(({"key_prefix": value}, "key_prefix=") for value in ["", "a b", "a*", None, 5]),
     ],
-    ids=lambda value: ascii(value)[:30],
 )
 def test_arguments_are_checked_when_given(arguments: dict[str, Any], names: str) -> None:
     """An invalid argument is a ConfigError that names it and its value."""

@@ -30,6 +30,7 @@ from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.benches import eventually
 from tests.recorder import Recorder
 from tests.servers import Server
+from tests.tables import table
 
 ANNA = Subject(user=42, chat=42)
 
@@ -106,7 +107,7 @@ def test_a_wrong_observer_is_an_error(wrong: Any) -> None:
         Limiter(MemoryStorage(), observer=wrong)
 
 
-@pytest.mark.parametrize("event", sorted(EVENTS))
+@table("event", sorted(EVENTS))
 def test_every_event_reaches_every_observer(event: str) -> None:
     """Also the events of other parts: waits, slots, requests, live limits."""
     recorder, other = Recorder(), Recorder()

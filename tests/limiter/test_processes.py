@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import Counter
 from itertools import combinations
 
@@ -11,21 +10,18 @@ import redis
 
 from bot_ratelimit import Algorithm, Limit
 from tests import worker
+from tests.processes import FORKS
 from tests.servers import Server
 from tests.worker import BURST, DECISIONS, USERS, Report, Turns
 
 LIMITS = {"5/60s": 5, "7/60s sliding": 7, "3/60s burst 3": 3}
 
-# A fork server, because importing aiogram takes a process longer than all it does here.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tests.worker"])
-
 
 def work_together(server: Server, *skews: float) -> list[Report]:
     """Start processes at the same moment and return their reports."""
-    ready, reports = processes.Barrier(len(skews)), processes.SimpleQueue()
+    ready, reports = FORKS.Barrier(len(skews)), FORKS.SimpleQueue()
     running = [
-        processes.Process(target=worker.run, args=(server.port, skew, [*LIMITS], ready, reports))
+        FORKS.Process(target=worker.run, args=(server.port, skew, [*LIMITS], ready, reports))
         for skew in skews
     ]
     for process in running:
@@ -108,11 +104,9 @@ def assert_never_exceeded(text: str, moments: list[float]) -> None:
 def test_waiters_of_three_processes_share_a_budget(server: Server, limit: str) -> None:
     """95 % of a budget is used, never more; nobody is skipped, and no grant lacks its waiter."""
     seconds, rate = 2.5, 40
-    ready, reports = processes.Barrier(3), processes.SimpleQueue()
+    ready, reports = FORKS.Barrier(3), FORKS.SimpleQueue()
     running = [
-        processes.Process(
-            target=worker.take_turns, args=(server.port, limit, seconds, ready, reports)
-        )
+        FORKS.Process(target=worker.take_turns, args=(server.port, limit, seconds, ready, reports))
         for _ in range(3)
     ]
     with redis.Redis(port=server.port) as client:

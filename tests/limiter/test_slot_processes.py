@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerProcess
@@ -12,12 +11,9 @@ import pytest
 import redis
 
 from tests import slot_worker
+from tests.processes import FORKS
 from tests.servers import Server, running
 from tests.slot_worker import LOG
-
-# A fork server, because importing aiogram takes a process longer than all it does here.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tests.slot_worker", "tests.worker"])
 
 TASKS = 67  # of each of three processes
 
@@ -43,7 +39,7 @@ def log(redis_server: Server) -> Iterator[redis.Redis]:
 def start(server: Server, log: redis.Redis, count: int) -> list[ForkServerProcess]:
     log_port = int(log.connection_pool.connection_kwargs["port"])
     started = [
-        processes.Process(target=slot_worker.run, args=(server.port, log_port, TASKS))
+        FORKS.Process(target=slot_worker.run, args=(server.port, log_port, TASKS))
         for _ in range(count)
     ]
     for process in started:

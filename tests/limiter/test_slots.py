@@ -26,6 +26,7 @@ from bot_ratelimit.limiter import slots as slots_module
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.benches import Bench, eventually
 from tests.servers import Server
+from tests.tables import table
 
 ANNA, BORIS = Subject(user=42, chat=-100), Subject(user=43, chat=-100)
 ONE = Concurrency(1, name="report")
@@ -321,7 +322,7 @@ async def test_an_answer_that_never_came_holds_no_slot(own_server: Server) -> No
         await fresh.close()
 
 
-@pytest.mark.parametrize(
+@table(
     ("make", "message"),
     [
         (lambda: Concurrency(0), "concurrency=0: expected how many may run at a time"),

@@ -28,6 +28,7 @@ from bot_ratelimit.testing import FlakyStorage
 from tests.benches import TIMEOUT
 from tests.outgoing.virtual import now, virtual, virtual_limiter
 from tests.servers import Server
+from tests.tables import table
 
 US = Subject(user=42)
 
@@ -354,7 +355,7 @@ def test_another_event_loop_waits_too(cancels: bool) -> None:
         loop.close()
 
 
-@pytest.mark.parametrize(
+@table(
     ("options", "says"),
     [
         *(({"timeout": each}, "timeout=.*or None") for each in (-1, math.nan, math.inf, True, "5")),

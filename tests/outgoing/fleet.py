@@ -19,6 +19,7 @@ from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import TelegramAPIServer
 
 from bot_ratelimit import OutgoingLimits
+from tests.processes import Forked
 
 from .strict import TOKEN
 
@@ -79,10 +80,8 @@ async def run(
 ) -> list[dict[str, Any]]:
     """Run a scene in `count` processes; return what each of them told."""
     processes = [
-        await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.outgoing.fleet", scene, url, redis),
-            *(str(number), str(count), json.dumps(options)),
-            stdout=asyncio.subprocess.PIPE,
+        await Forked.start(
+            "tests.outgoing.fleet", scene, url, redis, number, count, json.dumps(options)
         )
         for number in range(count)
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from typing import Any
 
@@ -15,7 +14,9 @@ from aiogram.client.telegram import TelegramAPIServer
 from bot_ratelimit import ConfigError, Limiter, MemoryStorage, NotSentError, OutgoingLimits
 from bot_ratelimit.testing import FlakyStorage
 from example_bot.demo.botapi import TOKEN, BotApi
+from tests.processes import Forked
 from tests.servers import PATIENCE
+from tests.tables import table
 
 from .virtual import Telegram, now, paced, virtual
 
@@ -149,16 +150,11 @@ async def test_a_late_request_does_not_open_the_session_again() -> None:
 async def test_sigterm_ends_a_bot_with_310_waiting() -> None:
     """A polling bot ends within two seconds of SIGTERM, and logs which chats got nothing."""
     async with BotApi() as api:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-W", "error", "-m", "tests.outgoing.stopping", api.url),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        process = await Forked.start("tests.outgoing.stopping", api.url)
         await api.called("sendMessage", 31, timeout=PATIENCE)
         await api.called("getMe", timeout=PATIENCE)  # polling has begun: it listens to signals
         began = time.monotonic()
         process.terminate()
-        assert process.stdout is not None
         out = await process.stdout.readline()
         took = time.monotonic() - began
         _, log = await process.communicate()
@@ -193,7 +189,7 @@ def test_a_bot_has_one_outgoing_limits() -> None:
         OutgoingLimits().setup(bot)
 
 
-@pytest.mark.parametrize(
+@table(
     ("options", "told"),
     [
         ({"limiter": MemoryStorage()}, "limiter is a MemoryStorage: expected Limiter"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bot_ratelimit.rules.duration import RUSSIAN_UNITS, duration, wait_text
+from tests.tables import table
 
 
 @pytest.mark.parametrize(
@@ -15,7 +16,7 @@ def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize(
+@table(
     ("seconds", "text"),
     [
         *((1, "1 s"), (120, "120 s"), (121, "3 min"), (900, "15 min"), (3_601, "1 h 1 min")),

@@ -13,6 +13,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from bot_ratelimit import Algorithm, ConfigError, Limit
+from tests.tables import table
 
 DAY = 86_400
 YEAR = 366 * DAY
@@ -46,7 +47,7 @@ def limits(draw: st.DrawFn) -> Limit:
     return Limit(amount, period_ms / 1_000, algorithm, burst)
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "limit"),
     [
         ("5/ms", Limit(5, 0.001)),
@@ -73,7 +74,7 @@ def test_the_grammar(text: str, limit: Limit) -> None:
     assert Limit.parse(text) == limit
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "shortest"),
     [
         *((text, text) for text in ("5/s", "5/10s", "5/90s", "5/hour", "5/10s sliding", "1/ms")),
@@ -96,7 +97,7 @@ def test_is_a_value_whose_text_reads_back(limit: Limit) -> None:
     assert pickle.loads(pickle.dumps(limit)) == limit
 
 
-@pytest.mark.parametrize(("period", "kept"), [(0.1 + 0.2, 0.3), (1.0004, 1.0), (1 / 3, 0.333)])
+@table(("period", "kept"), [(0.1 + 0.2, 0.3), (1.0004, 1.0), (1 / 3, 0.333)])
 def test_a_period_is_kept_to_the_millisecond(period: float, kept: float) -> None:
     """A period has the resolution of a Redis TTL."""
     assert Limit(1, period).period == kept
@@ -112,7 +113,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("text", BAD, ids=short)
+@table("text", BAD)
 def test_a_bad_text_is_explained(text: str) -> None:
     """The error quotes the text, gives an example, and says how several or a month are written."""
     with pytest.raises(ConfigError) as error:
@@ -122,9 +123,7 @@ def test_a_bad_text_is_explained(text: str) -> None:
     assert "with ';' between several; a month needs a time zone ('1000/month in UTC')" in message
 
 
-@pytest.mark.parametrize(
-    "count", [0, -1, 1_000_001, 10**400, 1.0, "5", None, True, math.nan], ids=short
-)
+@table("count", [0, -1, 1_000_001, 10**400, 1.0, "5", None, True, math.nan])
 def test_an_amount_is_a_whole_number_in_range(count: Any) -> None:
     """Amounts and bursts are 1 to 1,000,000; a bool or a float is an error."""
     with pytest.raises(ConfigError, match=r"^amount="):
@@ -134,13 +133,12 @@ def test_an_amount_is_a_whole_number_in_range(count: Any) -> None:
             Limit(1, 1, BUCKET, burst=count)
 
 
-@pytest.mark.parametrize(
+@table(
     "period",
     [
         *(0, -1, 0.0004, YEAR + 0.001, True, "60", None),
         *(math.nan, math.inf, -math.inf, 1e306, -1e306, 10**400, -(10**400)),
     ],
-    ids=short,
 )
 def test_a_period_is_a_number_of_seconds_in_range(period: Any) -> None:
     """Periods are 1 ms to 366 days; anything else is a ConfigError."""
@@ -148,7 +146,7 @@ def test_a_period_is_a_number_of_seconds_in_range(period: Any) -> None:
         Limit(1, period)
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "says"),
     [
         *((f"{amount}/s", f"amount={amount}") for amount in (0, 1_000_001)),
@@ -172,7 +170,6 @@ def test_a_period_is_a_number_of_seconds_in_range(period: Any) -> None:
         ("5/day bucket in UTC", "only a fixed window ends with the calendar"),
         ("5/с", "'с' is CYRILLIC SMALL LETTER ES"),
     ],
-    ids=short,
 )
 def test_a_limit_that_cannot_be_is_explained(text: str, says: str) -> None:
     """The error quotes the text, and says what is meant or what the range is."""
@@ -182,7 +179,7 @@ def test_a_limit_that_cannot_be_is_explained(text: str, says: str) -> None:
     assert says in str(error.value)
 
 
-@pytest.mark.parametrize(
+@table(
     ("value", "limit"),
     [
         (1.0, Limit(1, 1)),
@@ -198,7 +195,7 @@ def test_a_number_is_the_seconds_for_one_event(value: str | float, limit: Limit)
     assert Limit.of(value) == limit
 
 
-@pytest.mark.parametrize(
+@table(
     ("arguments", "says"),
     [
         *(((1, 1, each), "algorithm=.*SLIDING_WINDOW") for each in (None, "sliding window", 1)),
@@ -211,7 +208,7 @@ def test_a_wrong_algorithm_is_explained(arguments: Any, says: str) -> None:
         Limit(*arguments)
 
 
-@pytest.mark.parametrize("value", [None, True, False, b"5/s", ["5/s"], 0])
+@table("value", [None, True, False, b"5/s", ["5/s"], 0])
 def test_only_texts_and_numbers_are_limits(value: Any) -> None:
     """Anything else is named, with an example; `parse` takes no number either."""
     with pytest.raises(ConfigError, match=r"for example|such as|limiting off"):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from bot_ratelimit import ConfigError, Limit, Penalty, Rule, Scope, Subject
 from bot_ratelimit.rules.checks import check_prefix
 from bot_ratelimit.rules.rule import Rules, notice_rule, rules_of
+from tests.tables import table
 
 ANNA = Subject(user=42, chat=-100, topic=7)
 
@@ -23,7 +24,7 @@ def firm(subject: Subject) -> str | None:
     return "acme" if subject.user and subject.user % 2 else None
 
 
-@pytest.mark.parametrize(
+@table(
     ("rule", "key", "label"),
     [
         (Rule("1/s"), "42", "user"),
@@ -42,7 +43,6 @@ def firm(subject: Subject) -> str | None:
         (Penalty("10/m", "15m"), "ban:42", "ban"),
         (Penalty("10/m", "15m", scope=Scope.MEMBER), "ban:member:-100:42", "ban:member"),
     ],
-    ids=str,
 )
 def test_the_table_of_keys(rule: Rule, key: str, label: str) -> None:
     """Counts are under the documented keys; metrics and logs name what stands before the ids."""
@@ -56,7 +56,7 @@ def test_the_key_of_the_contract() -> None:
     assert key == "booking_bot:client1:ratelimit:123456789"
 
 
-@pytest.mark.parametrize(
+@table(
     ("bot", "business", "realm"),
     [(1, None, "bot:1"), (None, "Bc_9-", "business:Bc_9-"), (1, "Bc", "bot:1:business:Bc")],
 )
@@ -68,7 +68,7 @@ def test_bots_and_business_chats_count_separately(
     assert key == f"bot:ratelimit:{realm}:ai:chat:-100"
 
 
-@pytest.mark.parametrize(
+@table(
     ("scope", "subject"),
     [
         (Scope.USER, Subject(chat=-100, topic=7)),
@@ -86,7 +86,7 @@ def test_a_scope_without_its_id_does_not_apply(scope: Any, subject: Subject) -> 
     assert Rule("1/s", Scope.GLOBAL).key("bot", Subject()) == "bot:ratelimit:global"
 
 
-@pytest.mark.parametrize(
+@table(
     ("prefix", "name"),
     [
         *(("bot", "ai"), ("booking_bot:client1", "5/10s-sliding"), ("{bot}", "42")),
@@ -139,7 +139,7 @@ POLICIES = r"^on_error=.*'allow', 'deny' or 'memory'"
 NOT_ASYNC = "=.*expected a function that is not async"
 
 
-@pytest.mark.parametrize(
+@table(
     ("arguments", "says"),
     [
         *(({"scope": scope}, SCOPES) for scope in ("chats", "USER", "", None, 5)),
@@ -154,7 +154,6 @@ NOT_ASYNC = "=.*expected a function that is not async"
             for each in (async_scope, AsyncLimit())
         ),
     ],
-    ids=lambda value: ",".join(map(ascii, value))[:20] if isinstance(value, dict) else "",
 )
 def test_a_wrong_argument_is_named_when_the_rule_is_made(
     arguments: dict[str, Any], says: str
@@ -164,7 +163,7 @@ def test_a_wrong_argument_is_named_when_the_rule_is_made(
         Rule(**{"limit": "5/s"} | arguments)
 
 
-@pytest.mark.parametrize("scope", [lambda subject: object(), lambda subject: b"acme"])
+@table("scope", [lambda subject: object(), lambda subject: b"acme"])
 def test_a_custom_scope_returns_a_str(scope: Any) -> None:
     """What is no str would be another key for every hit, and so no limit: it is an error."""
     with pytest.raises(ConfigError, match=r"is not an id for .*'firm'.*not async"):
@@ -179,7 +178,7 @@ def test_a_subject_has_ids() -> None:
             Rule("1/s", scope).key("bot", Subject(user=user, chat=-100))
 
 
-@pytest.mark.parametrize(
+@table(
     ("limit", "highest"),
     [("5/s", 5), ("5/s sliding", 5), ("5/s bucket", 5), ("5/s burst 9", 9), ("5/s burst 2", 2)],
 )
@@ -191,7 +190,7 @@ def test_a_cost_that_is_never_granted_is_refused(limit: str, highest: int) -> No
     assert f"{limit} per user 'ai'" in str(error.value)
 
 
-@pytest.mark.parametrize("answer", ["9/h", 2.0, Limit(9, 3_600), None])
+@table("answer", ["9/h", 2.0, Limit(9, 3_600), None])
 def test_a_limit_may_depend_on_the_subject(answer: Any) -> None:
     """A callable limit may return everything that is a valid limit, or None."""
     rule = Rule(lambda subject: answer if subject == ANNA else "1/s")
@@ -200,7 +199,7 @@ def test_a_limit_may_depend_on_the_subject(answer: Any) -> None:
     assert str(rule) == "limit by test_a_limit_may_depend_on_the_subject.<locals>.<lambda> per user"
 
 
-@pytest.mark.parametrize(
+@table(
     ("arguments", "says"),
     [
         ({"after": "10/m sliding"}, "after='10/minute sliding'"),
@@ -215,7 +214,6 @@ def test_a_limit_may_depend_on_the_subject(answer: Any) -> None:
         ({"scope": "users"}, "scope='users': expected one of 'user'"),
         ({"scope": lambda subject: "a"}, "expected a Scope"),
     ],
-    ids=lambda value: ",".join(map(str, value)) if isinstance(value, dict) else "",
 )
 def test_an_invalid_penalty_is_refused(arguments: dict[str, Any], says: str) -> None:
     """The error names the argument and its value."""
@@ -232,7 +230,7 @@ def test_the_scope_of_a_penalty_may_be_a_text() -> None:
 A, B = Limit(1, 1), Limit(20, 60)
 
 
-@pytest.mark.parametrize(
+@table(
     ("value", "rules"),
     [
         (1.0, [Rule(A)]),
@@ -268,7 +266,7 @@ class Redis:
     connection_pool = "with a password"
 
 
-@pytest.mark.parametrize(
+@table(
     ("value", "says"),
     [
         *((value, "") for value in (None, True, b"5", {}, [], "", [None], [True], [["1/s"]])),
@@ -289,7 +287,7 @@ def test_a_wrong_rule_is_explained(value: Any, says: str) -> None:
     assert "password" not in str(error.value)
 
 
-@pytest.mark.parametrize(
+@table(
     ("value", "one", "other"),
     [
         ("1/s; 2/s; 2/1s", "2/s per user '2/s'", "2/s per user '2/s'"),

@@ -21,6 +21,7 @@ from bot_ratelimit.storage.base import Ask, Count, Op
 from bot_ratelimit.testing import FlakyStorage
 from tests.benches import TIMEOUT, Bench, charge
 from tests.storage.test_conformance import per_algorithm
+from tests.tables import table
 
 US = Subject(user=42)
 
@@ -113,7 +114,7 @@ async def test_a_refund_without_a_cost_gives_each_rule_its_own_back(bench: Bench
         await limiter.charge(rules, US, None)  # type: ignore[arg-type]  # a charge needs one
 
 
-@pytest.mark.parametrize("cost", [0, -1, 1.5, True, "3", 1_000_001])
+@table("cost", [0, -1, 1.5, True, "3", 1_000_001])
 async def test_a_cost_is_a_positive_whole_number(cost: object) -> None:
     """Any other cost is a ConfigError that says what is expected."""
     limiter = Limiter(MemoryStorage())

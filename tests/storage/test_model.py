@@ -310,7 +310,7 @@ def about_equal(found: Decision, expected: Decision, tolerance: float) -> None:
 @pytest.mark.parametrize("scale", [MILLISECONDS, MICROSECONDS], ids=["ms", "us"])
 def test_model_memory_and_redis_agree(scale: Scale, pytestconfig: pytest.Config) -> None:
     """For any events in any order under any limits, all three decide the same."""
-    player, examples = Player(), 60 if pytestconfig.getoption("quick") else 400
+    player, examples = Player(), 60 if pytestconfig.getoption("quick") else 250
 
     async def play(history: History) -> None:
         clock = Clock()

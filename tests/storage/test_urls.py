@@ -23,6 +23,7 @@ from bot_ratelimit.storage.redis.urls import client_from_url
 from tests.certificates import Certificates
 from tests.proxy import distant
 from tests.servers import Server, running, running_cluster
+from tests.tables import table
 from tests.topologies import SERVICE, running_sentinels
 
 SECRET = "hunter2"
@@ -97,7 +98,7 @@ def kwargs(url: str, **defaults: Any) -> dict[str, Any]:
     return dict(client.connection_pool.connection_kwargs)
 
 
-@pytest.mark.parametrize(
+@table(
     ("url", "expected"),
     [
         ("redis://h", {"host": "h", "port": 6379, "db": 7, "username": None, "password": "d"}),
@@ -135,7 +136,7 @@ def test_the_nodes_of_a_cluster() -> None:
     assert driver.startup_nodes(client) == [("h1", 6379), ("h2", 7)]
 
 
-@pytest.mark.parametrize(
+@table(
     ("url", "told"),
     [
         ("http://h", "unknown scheme"),
@@ -168,7 +169,7 @@ def test_an_error_says_which_part_is_wrong(url: str, told: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
+@table(
     "url",
     [
         f"redis://:{SECRET}@h:port",

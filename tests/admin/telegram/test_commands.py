@@ -16,6 +16,7 @@ from bot_ratelimit.storage.base import Storage
 from tests.admin.telegram.operators import ANNA, BORIS, GROUP, OperatedBot, operated_bot_on
 from tests.incoming.support import message, user
 from tests.servers import Server
+from tests.tables import table
 
 
 async def test_limits_lists_what_is_in_force(bot: OperatedBot) -> None:
@@ -82,7 +83,7 @@ async def test_a_limit_is_changed_and_rolled_back(bot: OperatedBot) -> None:
     assert [await bot.is_handled(by=43) for _ in range(4)] == [True, True, True, False]
 
 
-@pytest.mark.parametrize(
+@table(
     ("wanted", "shown"),
     [
         ("5 per 2 hours", "3/hour -&gt; 5/2h"),

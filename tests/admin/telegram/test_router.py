@@ -36,6 +36,7 @@ from tests.admin.telegram.operators import (
 )
 from tests.incoming.support import chat, message, user
 from tests.incoming.updates import ANONYMOUS_ADMIN, CHANNEL, CHANNEL_BOT
+from tests.tables import table
 
 
 async def test_strangers_do_not_see_it(bot: OperatedBot) -> None:
@@ -245,7 +246,7 @@ async def test_a_handler_that_hides_it_is_warned_of(caplog: pytest.LogCaptureFix
     assert "include admin_router before it" in told
 
 
-@pytest.mark.parametrize(
+@table(
     ("arguments", "told"),
     [
         ({"admins": []}, "admins is empty: pass at least one user id"),

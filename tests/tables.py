@@ -1,0 +1,59 @@
+"""Tests that go through a table by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import update_wrapper
+from inspect import iscoroutinefunction
+from typing import Any
+
+
+def table(
+    names: str | tuple[str, ...], cases: Iterable[Any]
+) -> Callable[[Callable[..., Any]], Callable[[], Any]]:
+    """Like `pytest.mark.parametrize`, but one test, for cases that need no set-up of their own.
+
+    Every case runs. Those that fail are raised together, each with its values.
+    """
+    rows = [
+        dict(zip(names, each, strict=True)) if isinstance(names, tuple) else {names: each}
+        for each in cases
+    ]
+
+    def decorate(test: Callable[..., Any]) -> Callable[[], Any]:
+        def run() -> None:
+            with _together() as noted:
+                for row in rows:
+                    with noted(row):
+                        test(**row)
+
+        async def run_async() -> None:
+            with _together() as noted:
+                for row in rows:
+                    with noted(row):
+                        await test(**row)
+
+        found: Callable[[], Any] = run_async if iscoroutinefunction(test) else run
+        update_wrapper(found, test)
+        del found.__wrapped__  # type: ignore[attr-defined] # its arguments are no fixtures
+        return found
+
+    return decorate
+
+
+@contextmanager
+def _together() -> Iterator[Callable[[object], AbstractContextManager[None]]]:
+    errors: list[Exception] = []
+
+    @contextmanager
+    def noted(row: object) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            error.add_note(f"in the case {row!r}")
+            errors.append(error)
+
+    yield noted
+    if errors:
+        raise ExceptionGroup(f"{len(errors)} cases", errors)
