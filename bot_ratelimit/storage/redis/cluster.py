@@ -52,6 +52,7 @@ class Shards:
         self._slots: dict[int, Connection] = {}
         self._refreshing: asyncio.Task[None] | None = None
         self._refreshed_at = 0.0
+        self._is_dropped = False
         self._seldom = Seldom()
         for address in driver.startup_nodes(client):
             self._node(address)
@@ -67,6 +68,8 @@ class Shards:
 
     def open(self) -> None:
         """Fetch the slot map in the background."""
+        if self._is_dropped:  # a connection that is closed soon has just failed
+            return
         loop, task = asyncio.get_running_loop(), self._refreshing
         if task is None or task.done() or task.get_loop() is not loop:
             self._refreshing = loop.create_task(self._refresh(), context=Context())
@@ -82,7 +85,7 @@ class Shards:
 
     def dropped(self) -> None:
         """Close all connections, from any thread: nobody uses them any more."""
-        self._refreshing, task = None, self._refreshing
+        self._is_dropped, task = True, self._refreshing
         if task is not None and not task.get_loop().is_closed():
             task.get_loop().call_soon_threadsafe(task.cancel)
         for connection in self.connections():

@@ -126,6 +126,7 @@ _FAULTS: Final = (
         "check the paths in REDIS_TLS_CA, REDIS_TLS_CERT and REDIS_TLS_KEY (ssl_ca_certs, …)",
     ),
 )
+_NO_PASSWORD: Final = re.compile("Authentication required|HELLO must be called")
 _EXPLAINED: Final = (exceptions.RedisError, OSError, EOFError)
 _ERRNO: Final = re.compile(r"^Error (\d+) connecting to ")
 _CUT_SHORT: Final = re.compile("(?i:closed|reset|broken pipe|connection lost)")
@@ -216,6 +217,8 @@ def one_line(error: object) -> str:
 def _text(error: Exception) -> str:
     """The text with its code, unless that is `ERR`, which says nothing."""
     text, code = one_line(error).removeprefix("ERR "), _BY_CLASS.get(type(error), "")
+    if isinstance(error, exceptions.AuthenticationError) and _NO_PASSWORD.search(text):
+        code = "NOAUTH"
     return text if code in text else f"{code} {text}"
 
 
