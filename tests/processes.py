@@ -8,6 +8,7 @@ import os
 import runpy
 import signal
 import sys
+import traceback
 import warnings
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.reduction import DupFd
@@ -98,4 +99,10 @@ def _run(
     os.chdir(cwd)
     sys.argv = [module, *arguments]
     warnings.simplefilter("error")
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except KeyboardInterrupt:  # as a Python ends; multiprocessing would exit with 1
+        traceback.print_exc()
+        sys.stderr.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
