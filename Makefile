@@ -1,8 +1,7 @@
 # Everything happens in .venv, which `make` creates; it needs Python 3.11 or newer.
 PYTHON ?= python3
 VENV ?= .venv
-# Two workers a core, for `quick` one more than cores: tests wait more than they compute, the quick ones
-# less. WORKERS=0 runs them one after the other.
+# Two workers a core: tests wait as much as they compute. WORKERS=0 runs them one after the other.
 WORKERS ?= auto
 RUN := $(VENV)/bin/python -m
 PYTEST = $(RUN) pytest -n $(WORKERS) --dist worksteal

@@ -93,9 +93,8 @@ def slowest_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Tests wait more than they compute, so two workers share a core; the quick ones wait less."""
-    cores = os.cpu_count() or 1
-    return cores + 1 if config.getoption("quick") else 2 * cores
+    """Tests wait as much as they compute, so two workers share a core."""
+    return 2 * (os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="session", autouse=True)
