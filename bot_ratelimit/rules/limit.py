@@ -223,22 +223,28 @@ _LIMIT: Final = re.compile(
     r"(?:\s+in\s+(?P<zone>\S+))?\s*",
     re.IGNORECASE,
 )
-_EXPECTED: Final = (
-    "AMOUNT/PERIOD, for example '5/minute' or '5/10s sliding', with ';' between several; a month "
-    "needs a time zone ('1000/month in UTC')"
-)
+_HINTS: Final = {
+    r"\A\s*\Z": "; remove a ';' without a limit beside it",
+    "[,|]": ", with ';' between several",
+    r"(?i)\bmonth": "; a month needs a time zone, '1000/month in UTC'",
+}
+
+
+def _no_limit(text: str) -> ConfigError:
+    hint = next((hint for pattern, hint in _HINTS.items() if re.search(pattern, text)), "")
+    return unreadable(text, f"AMOUNT/PERIOD, for example '5/minute' or '5/10s sliding'{hint}")
 
 
 @lru_cache(maxsize=256)
 def _parse(text: str) -> Limit:
     match = _LIMIT.fullmatch(text)
     if match is None:
-        raise unreadable(text, _EXPECTED)
+        raise _no_limit(text)
     zone = match["zone"] or ""
     is_month = zone and match["unit"].lower() == "month" and match["count"] in (None, "1")
     period = MONTH_MS / 1_000 if is_month else period_seconds(match)
     if period is None:
-        raise unreadable(text, _EXPECTED)
+        raise _no_limit(text)
     algorithm, burst = Algorithm.FIXED_WINDOW, None
     if match["sliding"]:
         algorithm = Algorithm.SLIDING_WINDOW

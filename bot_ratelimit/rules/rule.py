@@ -334,9 +334,8 @@ def _scope_of(scope: Scope | str | CustomScope) -> Scope | CustomScope:
         return Scope(scope)
     except ValueError:
         names = ", ".join(repr(each.value) for each in Scope)
-        raise ConfigError(
-            f"scope={scope!r}: expected one of {names}, for example Scope.USER"
-        ) from None
+        text = f"scope={scope!r}: expected one of {names}, for example Scope.USER"
+        raise ConfigError(text) from None
 
 
 def _realm(subject: Subject) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from contextlib import suppress
 from operator import mul
 from typing import Any
@@ -115,12 +116,27 @@ BAD = [
 
 @table("text", BAD)
 def test_a_bad_text_is_explained(text: str) -> None:
-    """The error quotes the text, gives an example, and says how several or a month are written."""
+    """The error quotes the text, and gives an example and the units."""
     with pytest.raises(ConfigError) as error:
         Limit.parse(text)
     message = str(error.value)
     assert message.startswith(f"{text!r}: expected AMOUNT/PERIOD, for example '5/minute'")
-    assert "with ';' between several; a month needs a time zone ('1000/month in UTC')" in message
+    assert "units are ms, s, m, h, d, w" in message
+
+
+@table(
+    ("text", "hint"),
+    [
+        ("", "remove a ';' without a limit beside it"),
+        ("5/10s, 1/s", "with ';' between several"),
+        ("5/10s | 1/s", "with ';' between several"),
+        ("5/month", "a month needs a time zone, '1000/month in UTC'"),
+    ],
+)
+def test_a_common_mistake_is_named(text: str, hint: str) -> None:
+    """What authors write most often instead of a limit gets its own fix."""
+    with pytest.raises(ConfigError, match=re.escape(hint)):
+        Limit.parse(text)
 
 
 @table("count", [0, -1, 1_000_001, 10**400, 1.0, "5", None, True, math.nan])
