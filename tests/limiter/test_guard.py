@@ -57,6 +57,16 @@ async def test_one_outage_is_one_line_for_all_parts(caplog: pytest.LogCaptureFix
     assert "updates, requests" in ended
 
 
+async def test_a_single_late_answer_is_no_outage() -> None:
+    """It is logged, and the server is well; only several in a row are an outage."""
+    storage = FlakyStorage()
+    limiter = Limiter(storage, timeout=0.01)
+    storage.fail(StorageError("no answer within 0.01 s", kind="timeout"))
+    for well in (True, True, False):
+        assert (await limiter.hit(RULES, ANNA)).source == "policy"
+        assert (await limiter.health()).ok is well
+
+
 async def test_one_breaker_serves_everybody_who_asks_a_server() -> None:
     """What one limiter has found out costs another one no call."""
     clock, storage = Clock(), FlakyStorage()

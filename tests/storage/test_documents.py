@@ -1,10 +1,20 @@
-"""Lists beside the counts, on memory, fakeredis, Redis and Valkey."""
+"""Values and lists beside the counts, on memory, fakeredis, Redis and Valkey."""
 
 from __future__ import annotations
 
 from tests.benches import Bench
 
 KEY = "bot:ratelimit:collect:1"
+LIVE = "bot:ratelimit:live"
+
+
+async def test_a_value_is_replaced_only_if_nobody_else_did(bench: Bench) -> None:
+    """Of two callers that read the same value, one writes, and the other is told so."""
+    documents = bench.storage.documents()
+    for before, after in ((None, b"a"), (b"a", b"b")):
+        assert await documents.swap(LIVE, before, after) is True
+        assert await documents.swap(LIVE, before, b"c") is False
+        assert await documents.read(LIVE) == after
 
 
 async def test_a_list_is_taken_in_time_or_left(bench: Bench) -> None:
