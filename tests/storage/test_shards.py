@@ -21,6 +21,7 @@ from bot_ratelimit.storage.base import Ask
 from bot_ratelimit.storage.redis import cluster as shards
 from tests.benches import TIMEOUT, charge
 from tests.proxy import distant
+from tests.recorder import Recorder
 from tests.servers import Server, free_port
 from tests.topologies import Cluster, running_nodes, wait_until
 
@@ -312,6 +313,18 @@ async def test_nodes_without_a_host(cluster: Cluster, endpoint: str) -> None:
     finally:
         for node in cluster.nodes:
             cluster.do(node, "CONFIG SET", "cluster-preferred-endpoint-type", "ip")
+
+
+async def test_a_node_that_comes_back_is_not_reported_as_closed() -> None:
+    """During a failover the nodes may disagree for a moment about who has the slots."""
+    client, recorder = RedisCluster(host="127.0.0.1", port=7000), Recorder()
+    nodes = shards.Shards(client, connect_timeout=0.01)
+    nodes.observe([recorder])
+    for port in (7000, 7001, 7000):
+        nodes._use_slots([[0, 16_383, [b"127.0.0.1", port]]], "")
+    await asyncio.sleep(0.05)
+    assert recorder.named("closed") == [("closed", "127.0.0.1:7001")]
+    await client.aclose()
 
 
 @pytest.mark.parametrize("hangs", [True, False])

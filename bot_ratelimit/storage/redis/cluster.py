@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from contextvars import Context
-from functools import lru_cache
+from functools import lru_cache, partial
 from random import shuffle
 from typing import Any, Final
 
@@ -217,8 +217,13 @@ class Shards:
         used = set(slots.values())
         for address in [address for address, node in self._nodes.items() if node not in used]:
             # By then its last requests have been answered or have timed out.
-            leaving = self._nodes.pop(address)
-            asyncio.get_running_loop().call_later(self._connect_timeout, leaving.abandon)
+            leave = partial(self._leave, address, self._nodes.pop(address))
+            asyncio.get_running_loop().call_later(self._connect_timeout, leave)
+
+    def _leave(self, address: Address, node: Connection) -> None:
+        if address in self._nodes:  # it is back: what is reported is about its new connection
+            node.observe(())
+        node.abandon()
 
 
 @lru_cache(maxsize=4096)  # a decision asks twice: who answers, and where to send it
