@@ -180,7 +180,7 @@ def observers_of(*values: ObserverLike) -> Observers:
     """Combine observers into one.
 
     Raises:
-        ConfigError: One of them is not an Observer.
+        ConfigError: One of them is not an Observer, or its attributes hide methods.
     """
     found: list[Any] = []
     for value in values:
@@ -195,6 +195,11 @@ def observers_of(*values: ObserverLike) -> Observers:
             kind = each if isinstance(each, type) else type(each)
             hint = "pass an instance" if kind is each else "derive its class from Observer"
             raise ConfigError(f"observer={kind.__qualname__}: expected an Observer; {hint}")
+        for what in sorted(EVENTS & getattr(each, "__dict__", {}).keys()):
+            raise ConfigError(
+                f"observer={type(each).__qualname__}: the attribute {what!r} hides a method of "
+                "Observer: expected the method in the class, or another name for the attribute"
+            )
     return Observers(found)
 
 

@@ -157,6 +157,15 @@ def test_a_wrong_observer_is_an_error(wrong: Any) -> None:
         Limiter(MemoryStorage(), observer=wrong)
 
 
+@pytest.mark.parametrize("attribute", [False, print])
+def test_an_attribute_that_hides_a_method_is_an_error(attribute: Any) -> None:
+    """It would be called in place of the method, and its error would reach who asks for a hit."""
+    observer: Any = Counting()
+    observer.closed = attribute
+    with pytest.raises(ConfigError, match=r"observer=Counting: the attribute 'closed' hides"):
+        Limiter(MemoryStorage(), observer=observer)
+
+
 @table("event", sorted(EVENTS))
 def test_every_event_reaches_every_observer(event: str) -> None:
     """Also the events of other parts: waits, slots, requests, live limits."""
