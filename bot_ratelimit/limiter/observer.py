@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
+from inspect import isfunction
 from typing import Any, Final, Literal, TypeAlias
 
 from bot_ratelimit.errors import ConfigError
@@ -60,9 +61,13 @@ class Observer(ServerEvents):
     are in seconds.
     """
 
-    def __init_subclass__(cls) -> None:
-        for what in EVENTS & vars(cls).keys():
-            setattr(cls, what, _safe(vars(cls)[what]))
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for what in EVENTS:
+            owner = next(each for each in cls.__mro__ if what in vars(each))
+            is_plain = not issubclass(owner, Observer) and owner is not ServerEvents  # a mixin
+            if owner is cls or is_plain:
+                setattr(cls, what, _safe(what, vars(owner)[what]))
 
     # -- what comes in ----------------------------------------------------------------------------
 
@@ -121,22 +126,27 @@ EVENTS: Final = frozenset(name for name in dir(Observer) if not name.startswith(
 """The names of all methods of Observer."""
 
 
-def _safe(method: Callable[..., None]) -> Callable[..., None]:
+def _safe(what: str, method: Any) -> Callable[..., None]:
     """The method of an observer, whose errors are logged once and reach nobody."""
     logged = False
 
+    def bound(self: Observer, *values: Any, **named: Any) -> None:
+        method.__get__(self, type(self))(*values, **named)
+
+    call = method if isfunction(method) else bound  # a static method, or one of the class
+
     @wraps(method)
-    def tell(self: Observer, *values: Any) -> None:
+    def tell(self: Observer, *values: Any, **named: Any) -> None:
         nonlocal logged
         try:
-            method(self, *values)
+            call(self, *values, **named)
         except Exception as error:
             if not logged:
                 logged = True
                 log.error(
                     "The observer %s failed in %s; it is logged this once",
                     type(self).__qualname__,
-                    method.__name__,
+                    what,
                     exc_info=error,
                 )
 
@@ -170,7 +180,7 @@ def observers_of(*values: ObserverLike) -> Observers:
     """Combine observers into one.
 
     Raises:
-        ConfigError: One of them is not an Observer.
+        ConfigError: One of them is not an Observer, or its attributes hide methods.
     """
     found: list[Any] = []
     for value in values:
@@ -185,6 +195,11 @@ def observers_of(*values: ObserverLike) -> Observers:
             kind = each if isinstance(each, type) else type(each)
             hint = "pass an instance" if kind is each else "derive its class from Observer"
             raise ConfigError(f"observer={kind.__qualname__}: expected an Observer; {hint}")
+        for what in sorted(EVENTS & getattr(each, "__dict__", {}).keys()):
+            raise ConfigError(
+                f"observer={type(each).__qualname__}: the attribute {what!r} hides a method of "
+                "Observer: expected the method in the class, or another name for the attribute"
+            )
     return Observers(found)
 
 

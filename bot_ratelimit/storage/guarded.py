@@ -27,7 +27,7 @@ from bot_ratelimit.errors import (
     StorageError,
     printable,
 )
-from bot_ratelimit.storage.base import Count, ServerEvents, Storage
+from bot_ratelimit.storage.base import ConnectionStatus, Count, ServerEvents, Storage
 from bot_ratelimit.storage.breaker import Breaker
 from bot_ratelimit.storage.loops import Seldom
 
@@ -171,11 +171,16 @@ class Guard:
         if not self._space.is_failing:
             return
         server, ticket = admitted
-        named = (each for each in self._storage.status() if each.server == server.name)
-        latency = next((each.latency or 0.0 for each in named), 0.0)
-        if latency > min(guard.timeout for guard in self._space.used()):  # too late for others
+        used = self._space.used()
+        latency = next((each.latency or 0.0 for each in self._connections(server)), 0.0)
+        if latency > min(guard.timeout for guard in used):  # too late for others
             server.breaker.abandoned(ticket)
-        elif server.breaker.succeeded(ticket):
+        elif server.breaker.succeeded(ticket) and not any(
+            # Others may need another second to connect again: their failures belong to this outage.
+            each.last_error
+            for guard in used
+            for each in guard._connections(server)
+        ):
             self._recovered(server)
 
     def failed(self, admitted: Admitted, counts: Sequence[Count], error: BaseException) -> Missing:
@@ -242,6 +247,10 @@ class Guard:
     def now(self) -> float:
         """The time of failures and faults."""
         return self._clock()
+
+    def _connections(self, server: Server) -> list[ConnectionStatus]:
+        """The connection of its storage to a server, if there is one."""
+        return [each for each in self._storage.status() if each.server == server.name]
 
     def _note_fault(self, server: Server, error: Exception, kind: str) -> None:
         """Keep and log what a server refuses until something is changed."""

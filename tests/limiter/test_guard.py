@@ -20,7 +20,7 @@ from bot_ratelimit import (
     Subject,
 )
 from bot_ratelimit.algorithms.verdict import Verdict
-from bot_ratelimit.errors import QueueFullError
+from bot_ratelimit.errors import NotConnectedError, QueueFullError
 from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.rules.limit import Algorithm
@@ -65,6 +65,40 @@ async def test_a_single_late_answer_is_no_outage() -> None:
     for well in (True, True, False):
         assert (await limiter.hit(RULES, ANNA)).source == "policy"
         assert (await limiter.health()).ok is well
+
+
+class Connecting(FlakyStorage):
+    """A storage with a connection of its own to a server that others ask, too."""
+
+    key_space = "shared"
+
+    def server(self, counts: Sequence[Count]) -> str:
+        return "redis.test:6379"
+
+    def status(self) -> Sequence[ConnectionStatus]:
+        error = "" if self._error is None else str(self._error)
+        return [ConnectionStatus("redis.test:6379", not error, 0.001, True, error)]
+
+
+async def test_an_outage_ends_when_every_part_is_connected_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One part connects a second later than the other: that is no further outage for each hit."""
+    clock, first, second = Clock(), Connecting(), Connecting()
+    limiters = [Limiter(each, clock=clock) for each in (first, second)]
+    for storage in (first, second):
+        storage.fail(NotConnectedError("Connection refused"))
+    for number in range(10):
+        if number == 3:
+            first.heal()
+        if number == 8:
+            second.heal()
+        for limiter in limiters:
+            await limiter.hit(RULES, ANNA)
+        clock.move(0.25)
+    began, ended = caplog.messages
+    assert "Connection refused" in began
+    assert "after 2.0 s" in ended
 
 
 async def test_one_breaker_serves_everybody_who_asks_a_server() -> None:

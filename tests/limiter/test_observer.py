@@ -90,6 +90,56 @@ async def test_a_failing_observer_is_logged_once(
     ]
 
 
+class Raising:
+    """A class that is mixed into an observer; it knows nothing of observers."""
+
+    def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
+        raise RuntimeError("broken")
+
+
+class Mixed(Raising, Observer):
+    """Has its method from the other class."""
+
+
+class Counting(Observer):
+    """Counts decisions."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
+        self.seconds.append(seconds)
+
+
+class Derived(Counting):
+    """Hands on by name, and has a method without an instance."""
+
+    def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
+        super().decided(decision, subject, seconds=seconds)
+
+    @staticmethod
+    def banned(key: str, seconds: float) -> None:
+        bans.append(key)
+
+
+bans: list[str] = []
+
+
+async def test_methods_are_safe_and_called_wherever_they_come_from(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A method of a class that is mixed in, a call of the method above, and a static method."""
+    derived = Derived()
+    limiter = Limiter(MemoryStorage(), observer=[Mixed(), derived])
+    rules = [Rule("1/10s"), Penalty("1/10s", "1m")]
+    assert [(await limiter.hit(rules, ANNA)).allowed for _ in range(3)] == [True, False, False]
+    assert len(derived.seconds) == 3
+    assert len(bans) == 1
+    assert [text.split(";")[0] for text in caplog.messages if "observer" in text] == [
+        "The observer Mixed failed in decided"
+    ]
+
+
 async def test_an_observer_given_twice_is_told_once() -> None:
     """Several observers become one, which contains each of them once."""
     recorder, other = Recorder(), Recorder()
@@ -105,6 +155,15 @@ def test_a_wrong_observer_is_an_error(wrong: Any) -> None:
     """The error names what was given and what to pass."""
     with pytest.raises(ConfigError, match=r"observer=\w+: expected an Observer; "):
         Limiter(MemoryStorage(), observer=wrong)
+
+
+@pytest.mark.parametrize("attribute", [False, print])
+def test_an_attribute_that_hides_a_method_is_an_error(attribute: Any) -> None:
+    """It would be called in place of the method, and its error would reach who asks for a hit."""
+    observer: Any = Counting()
+    observer.closed = attribute
+    with pytest.raises(ConfigError, match=r"observer=Counting: the attribute 'closed' hides"):
+        Limiter(MemoryStorage(), observer=observer)
 
 
 @table("event", sorted(EVENTS))

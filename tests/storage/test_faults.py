@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio as aioredis
+from redis._parsers.base import BaseParser
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from bot_ratelimit import ConfigError, RedisStorage, StorageError
 from bot_ratelimit.storage.base import Ask, Count
+from bot_ratelimit.storage.redis.faults import translated
 from tests.benches import TIMEOUT, charge, reset
 from tests.servers import Server, free_port
+from tests.tables import table
 
 ONE = charge("9/minute")
 NEVER = Retry(NoBackoff(), 0)
@@ -133,6 +136,25 @@ async def test_a_wrong_password_is_an_outage_that_names_the_setting(own_server: 
                 assert "wr0ng" not in str(raised.value)
         async with aioredis.Redis(port=own_server.port, password="right") as client:
             assert await hit(RedisStorage(client), ONE)
+
+
+@table(
+    ("text", "kind"),
+    [
+        ("READONLY You can't write against a read only replica.", "readonly"),
+        ("OOM command not allowed when used memory > 'maxmemory'.", "oom"),
+        ("CLUSTERDOWN Hash slot not served", "clusterdown"),
+        ("MASTERDOWN Link with MASTER is down", "masterdown"),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", "tryagain"),
+        ("MISCONF Redis is configured to save RDB snapshots", "misconf"),
+    ],
+)
+def test_an_outage_is_one_whoever_has_parsed_it(text: str, kind: str) -> None:
+    """The parser of redis-py, which a substitute of its connection may use, removes the code."""
+    for error in (aioredis.ResponseError(text), BaseParser.parse_error(text)):
+        told = translated(error, "redis.test:6379")
+        assert isinstance(told, StorageError)
+        assert told.kind == kind
 
 
 async def test_a_refused_connection_is_an_outage() -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis.asyncio as aioredis
-from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.crc import key_slot
 
 from bot_ratelimit import ConfigError, Limiter, RedisStorage, StorageError, Subject
@@ -20,6 +21,7 @@ from bot_ratelimit.storage.base import Ask
 from bot_ratelimit.storage.redis import cluster as shards
 from tests.benches import TIMEOUT, charge
 from tests.proxy import distant
+from tests.recorder import Recorder
 from tests.servers import Server, free_port
 from tests.topologies import Cluster, running_nodes, wait_until
 
@@ -311,6 +313,51 @@ async def test_nodes_without_a_host(cluster: Cluster, endpoint: str) -> None:
     finally:
         for node in cluster.nodes:
             cluster.do(node, "CONFIG SET", "cluster-preferred-endpoint-type", "ip")
+
+
+async def test_a_node_that_comes_back_is_not_reported_as_closed() -> None:
+    """During a failover the nodes may disagree for a moment about who has the slots."""
+    client, recorder = RedisCluster(host="127.0.0.1", port=7000), Recorder()
+    nodes = shards.Shards(client, connect_timeout=0.01)
+    nodes.observe([recorder])
+    for port in (7000, 7001, 7000):
+        nodes._use_slots([[0, 16_383, [b"127.0.0.1", port]]], "")
+    await asyncio.sleep(0.05)
+    assert recorder.named("closed") == [("closed", "127.0.0.1:7001")]
+    await client.aclose()
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_the_first_nodes_may_be_down(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, hangs: bool
+) -> None:
+    """The first hit is decided by the first node that answers, and nothing is logged."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        down = silent.getsockname()[1] if hangs else free_port()
+        ports = [down, cluster.primaries[1].port]
+        nodes = [ClusterNode("127.0.0.1", port) for port in ports]
+        storage = RedisStorage(RedisCluster(startup_nodes=nodes), close_client=True)
+        limiter = Limiter(storage, timeout=TIMEOUT)
+        assert (await limiter.hit("9/m", Subject(user=1))).source == "redis"
+        assert not caplog.messages
+        await limiter.close()
+
+
+async def test_a_node_that_fails_while_others_are_closed_opens_nothing(cluster: Cluster) -> None:
+    """The slot map is fetched no more."""
+    before = asyncio.all_tasks()
+    async with limiting(cluster) as limiter:
+        await connected(limiter)
+        first, *_, last = cast(Any, limiter.storage)._servers.connections()
+        close = first.close
+
+        async def close_and_lose() -> None:
+            await close()
+            last._lost(StorageError("gone"))
+
+        first.close = close_and_lose
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
 
 
 async def test_a_dropped_storage_stops_asking() -> None:

@@ -8,16 +8,16 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from contextvars import Context
-from functools import lru_cache
+from functools import lru_cache, partial
 from random import shuffle
 from typing import Any, Final
 
 from redis.asyncio.cluster import RedisCluster
 from redis.crc import key_slot
 
-from bot_ratelimit.errors import ConfigError, StorageError
+from bot_ratelimit.errors import ConfigError, NotConnectedError, StorageError
 from bot_ratelimit.storage.base import ServerEvents
-from bot_ratelimit.storage.loops import Seldom
+from bot_ratelimit.storage.loops import PerLoop, Seldom
 from bot_ratelimit.storage.redis import driver
 from bot_ratelimit.storage.redis.codec import Commands, DecisionCodec
 from bot_ratelimit.storage.redis.connection import CONNECT_TIMEOUT, Connection
@@ -40,8 +40,8 @@ class Shards:
     """A connection to each node that has slots, opened when it is first needed.
 
     `CLUSTER SLOTS` is asked over any open connection: when one was opened, when a node redirects,
-    and repeatedly while a node is unreachable. Until the slot map is known, a node that the client
-    was given is asked, and its redirect is followed.
+    and repeatedly while a node is unreachable. Until the slot map is known, the first node that
+    answers of those that the client was given is asked, and its redirect is followed.
     """
 
     def __init__(self, client: RedisCluster, connect_timeout: float = CONNECT_TIMEOUT) -> None:
@@ -52,7 +52,9 @@ class Shards:
         self._slots: dict[int, Connection] = {}
         self._refreshing: asyncio.Task[None] | None = None
         self._refreshed_at = 0.0
-        self._is_dropped = False
+        self._is_closed = False
+        self._changed = PerLoop(asyncio.Event)
+        self._in_vain = 0.0  # how long a request has waited since the last change
         self._seldom = Seldom()
         for address in driver.startup_nodes(client):
             self._node(address)
@@ -68,24 +70,57 @@ class Shards:
 
     def open(self) -> None:
         """Fetch the slot map in the background."""
-        if self._is_dropped:  # a connection that is closed soon has just failed
+        if self._is_closed:  # a connection that is closed soon has just failed
             return
         loop, task = asyncio.get_running_loop(), self._refreshing
         if task is None or task.done() or task.get_loop() is not loop:
             self._refreshing = loop.create_task(self._refresh(), context=Context())
 
+    @property
+    def is_reached(self) -> bool:
+        """Whether it is known which node to ask."""
+        return bool(self._slots) or any(each.is_open for each in self._nodes.values())
+
+    async def reach(self, timeout: float) -> float:
+        """Connect to all nodes until one answers or none can; return the rest of the time-out.
+
+        Raises:
+            NotConnectedError: None has answered within the time-out.
+        """
+        nodes, began = self._nodes.values(), time.monotonic()
+        for each in self.connections():
+            each.open()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout if timeout > self._in_vain else 0.0):
+                while not self.is_reached and any(each.last_error is None for each in nodes):
+                    await self._changed.get().wait()
+        if not self.is_reached and any(each.last_error is None for each in nodes):
+            self._in_vain = max(self._in_vain, timeout)
+            raise NotConnectedError(f"not connected to {self.where} within {timeout:g} s")
+        return max(0.0, timeout - (time.monotonic() - began))
+
+    @property
+    def where(self) -> str:
+        """The nodes that the client was given, for errors."""
+        (host, port), *others = driver.startup_nodes(self._client)
+        return f"the cluster at {host}:{port}{' and others' if others else ''}"
+
     async def close(self) -> None:
         """Close all connections."""
-        task, self._refreshing = self._refreshing, None
-        if task is not None and task.get_loop() is asyncio.get_running_loop():
-            task.cancel()
-            await asyncio.wait([task])
-        for connection in self.connections():
-            await connection.close()
+        self._is_closed = True
+        try:
+            task, self._refreshing = self._refreshing, None
+            if task is not None and task.get_loop() is asyncio.get_running_loop():
+                task.cancel()
+                await asyncio.wait([task])
+            for connection in self.connections():
+                await connection.close()
+        finally:
+            self._is_closed = False
 
     def dropped(self) -> None:
         """Close all connections, from any thread: nobody uses them any more."""
-        self._is_dropped, task = True, self._refreshing
+        self._is_closed, task = True, self._refreshing
         if task is not None and not task.get_loop().is_closed():
             task.get_loop().call_soon_threadsafe(task.cancel)
         for connection in self.connections():
@@ -105,11 +140,18 @@ class Shards:
                 endpoint,
                 DecisionCodec(lambda: endpoint.where, slot_of=_slot_of),
                 redirect=self._follow_redirect,
-                on_change=self.open,
+                on_change=self._note_change,
                 connect_timeout=self._connect_timeout,
             )
             node.observe(self._events)
         return node
+
+    def _note_change(self) -> None:
+        """A node was reached or lost: fetch the slot map, and look again at what waits."""
+        self._in_vain = 0.0
+        self._changed.get().set()
+        self._changed.get().clear()
+        self.open()
 
     def _follow_redirect(self, request: Request, redirect: Redirect) -> None:
         """Send the request to the node that a redirect names: the first node executed nothing."""
@@ -175,8 +217,13 @@ class Shards:
         used = set(slots.values())
         for address in [address for address, node in self._nodes.items() if node not in used]:
             # By then its last requests have been answered or have timed out.
-            leaving = self._nodes.pop(address)
-            asyncio.get_running_loop().call_later(self._connect_timeout, leaving.abandon)
+            leave = partial(self._leave, address, self._nodes.pop(address))
+            asyncio.get_running_loop().call_later(self._connect_timeout, leave)
+
+    def _leave(self, address: Address, node: Connection) -> None:
+        if address in self._nodes:  # it is back: what is reported is about its new connection
+            node.observe(())
+        node.abandon()
 
 
 @lru_cache(maxsize=4096)  # a decision asks twice: who answers, and where to send it

@@ -78,8 +78,9 @@ class Connection:
         self._is_late = False  # whether the last answer took longer than its caller waited
         self._opening: asyncio.Task[None] | None = None
         self._failures = 0  # consecutive, to connect or to get an answer once connected
+        self._in_vain = 0.0  # how long a request has waited for the connection that is being opened
         self.last_error: Exception | None = None
-        """Why the last attempt to connect failed, or takes too long; None once it succeeded."""
+        """Why the last attempt to connect failed; None once it succeeded."""
 
     def holder(self, key: str) -> Connection:
         """Return the connection that serves this key; see `Shards.holder`."""
@@ -132,6 +133,8 @@ class Connection:
         request.deadline = now + timeout
         if batches.wire is None and self.last_error is not None:
             raise self.last_error.with_traceback(None)  # raised often: its traceback would grow
+        if batches.wire is None and timeout <= self._in_vain:
+            raise self._timed_out(timeout)
         if len(batches.waiting) + batches.sent >= MAX_WAITING:
             raise QueueFullError(f"{MAX_WAITING} requests already wait for {self.where}")
         batches.clock.start(timeout)
@@ -202,7 +205,7 @@ class Connection:
         if self._opening is not asyncio.current_task():  # closed in the meantime
             wire.close()
             return
-        self._opening = self.last_error = None
+        self._opening, self.last_error, self._in_vain = None, None, 0.0
         for each in self.events:
             each.connected(self.name)
         wire.attach(self._batches.received, self._broken)
@@ -221,7 +224,7 @@ class Connection:
     def _lost(self, error: StorageError, *, reopen: bool = True) -> None:
         """Replace the connection: it is unknown what happened to the requests in progress."""
         sent = self._batches.stop()
-        # A server that ends idle connections works; the next request opens another one.
+        # A server that ends idle connections works.
         if sent or self._batches.clock.now() - self._batches.opened_at < LONGEST_BACKOFF:
             self._failures += 1
         self._report_disconnected()
@@ -316,9 +319,8 @@ class Connection:
         for request in (*sent, *unsent):
             if not request.future.done():
                 request.answer(self._timed_out(request.timeout))
-        if unsent and batches.wire is None and self.last_error is None:
-            # Nobody else waits until it is known whether there will be a connection.
-            self.last_error = self._timed_out(unsent[0].timeout)
+        if batches.wire is None:  # nobody else waits that long until it is known how this ends
+            self._in_vain = max([self._in_vain, *(each.timeout for each in unsent)])
         for each in self.events:  # here, so that it costs a decision no time
             each.waiting(self.name, batches.size)
         silence = now - batches.last_reply_at

@@ -16,9 +16,15 @@ SCRIPTS_REFUSED: Final = re.compile(
     r"(unknown command|no permissions to run).*\beval", re.IGNORECASE | re.DOTALL
 )
 
-# redis-py removes the code of these errors from their text.
+# redis-py removes the code of these errors from their text; a `SocketWire` does not.
 _BY_CLASS: Final[dict[type[Exception], str]] = {
     exceptions.BusyLoadingError: "LOADING",
+    exceptions.ReadOnlyError: "READONLY",
+    exceptions.OutOfMemoryError: "OOM",
+    exceptions.MasterDownError: "MASTERDOWN",
+    exceptions.ClusterDownError: "CLUSTERDOWN",
+    exceptions.TryAgainError: "TRYAGAIN",
+    exceptions.ClusterCrossSlotError: "CROSSSLOT",
     exceptions.NoPermissionError: "NOPERM",
     exceptions.NoScriptError: "NOSCRIPT",
 }
