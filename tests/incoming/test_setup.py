@@ -20,6 +20,7 @@ from bot_ratelimit import (
     ConfigError,
     Decision,
     Limiter,
+    Penalty,
     RateLimitMiddleware,
     Rule,
     Settings,
@@ -332,18 +333,21 @@ def test_an_argument_of_another_kind_is_an_error(options: dict[str, Any], wrong:
 async def test_operators_see_where_a_limit_comes_from(given: bool, tmp_path: Path) -> None:
     """Limits that are given as arguments are those of the code; the others are of the file."""
     file = tmp_path / "limits.toml"
-    file.write_text('rate_limit = "9/m"\n[limits]\nai = "5/minute"\n')
+    penalty = '[penalty]\nafter = "3/h"\nban = "1h"\n'
+    file.write_text(f'rate_limit = "9/m"\n[limits]\nai = "5/minute"\n{penalty}')
     settings = Settings(rate_limit_file=str(file))
-    arguments = {"named_limits": {"ai": "5/minute"}, "rate_limit": "9/m"} if given else {}
-    middleware = RateLimitMiddleware.from_settings(settings, **arguments)
+    arguments: dict[str, Any] = {"named_limits": {"ai": "5/minute"}, "rate_limit": "9/m"}
+    arguments |= {"penalty": Penalty("3/h", "1h")}
+    middleware = RateLimitMiddleware.from_settings(settings, **(arguments if given else {}))
     dispatcher = Dispatcher()
     dispatcher.message.register(_ignored, flags={"rate_limit": {"key": "ai"}})
     middleware.setup(dispatcher)
     await dispatcher.emit_startup()
     rules = middleware.inventory()["rules"]
     assert {each["from"] for each in rules} == {"code" if given else "file"}
-    where = [each["where"].rpartition(".")[2] for each in rules]
-    assert where == ["every handler", "messages of other bots", "_ignored"]
+    where = {each["name"]: each["where"].rpartition(".")[2] for each in rules}
+    assert where.pop("bots:member") == "messages of other bots"
+    assert where == {"user": "every handler", "ban": "every handler", "ai": "_ignored"}
     await dispatcher.emit_shutdown()
 
 
