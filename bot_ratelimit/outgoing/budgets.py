@@ -129,7 +129,7 @@ class Budgets:
         self,
         kind: Kind,
         method: str,
-        name: str,
+        name: str | None,
         in_group: bool,
         parts: int,
         slow: bool,
@@ -195,13 +195,13 @@ def _rule(path: str, limit: Limit | None) -> tuple[Rule, int] | None:
     return None if limit is None else (rule_at(path, limit, _no_id, 1), limit.capacity)
 
 
-def _name(key: PaceKey) -> str:
-    """What a chat has instead of an id; empty if it has one, so that ids share their rules."""
-    return key.chat if isinstance(key.chat, str) else ""
+def _name(key: PaceKey) -> str | None:
+    """What stands for a chat without an id; None if it has one, so that ids share their rules."""
+    return key.chat if isinstance(key.chat, str) else None
 
 
-def _ids(name: str) -> Ids:
-    return (lambda _: name) if name else attrgetter("chat")
+def _ids(name: str | None) -> Ids:
+    return attrgetter("chat") if name is None else lambda _: name
 
 
 def _no_id(_: object) -> str:

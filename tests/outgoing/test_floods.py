@@ -12,7 +12,7 @@ from aiogram.exceptions import (
     TelegramRetryAfter,
     TelegramServerError,
 )
-from aiogram.methods import SendMediaGroup
+from aiogram.methods import SendMediaGroup, SetMyName
 from aiogram.types import InputMediaPhoto
 
 from bot_ratelimit import Limiter, NotSentError, without_waiting
@@ -272,6 +272,20 @@ async def test_a_late_first_request_does_not_make_the_next_ones_early() -> None:
         await asyncio.gather(*(bot.send_message(private, str(i)) for i in range(12)))
         assert floods.refused == 0
         assert telegram.times()[-1] == pytest.approx(7, abs=0.7)
+
+
+@virtual
+async def test_a_method_without_a_chat_is_slower_after_two_429s() -> None:
+    """A second 429 within a minute means that its calls are too close together."""
+    telegram = Telegram()
+    bot, _ = paced(telegram)
+    telegram.errors = [too_many(1), None, too_many(1)]
+    for name in ("a", "b"):
+        await bot(SetMyName(name=name))
+    began = now()
+    for name in ("c", "d", "e"):
+        await bot(SetMyName(name=name))
+    assert now() - began >= 2
 
 
 @virtual
