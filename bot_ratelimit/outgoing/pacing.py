@@ -29,7 +29,8 @@ class Permit(NamedTuple):
     """A permit that was taken."""
 
     begins: float
-    """When its refill begins, by the loop's clock: at once, or after that of earlier permits."""
+    """When its refill begins, by the loop's clock: at once, or after that of earlier permits.
+    Infinite if it took nothing that is refilled."""
     quiet: bool
     """Whether nothing had been sent to the chat for a while."""
 
@@ -94,7 +95,7 @@ class Pacer:
         cost = request.traffic.cost(request.method) * budgets.parts
         if request.traffic.kind is Kind.SERVICE:
             _, permit = await self._take(queue, entry, cost, service=True)
-            return permit
+            return permit._replace(begins=math.inf)  # of the chat's bucket it takes nothing
         own = left = min(cost, budgets.most(queue, queue.slow(_now())))
         late = queue.counted_until - max(_now(), queue.full_at)
         if late > 0:

@@ -12,7 +12,7 @@ from aiogram.exceptions import (
     TelegramRetryAfter,
     TelegramServerError,
 )
-from aiogram.methods import SendMediaGroup, SetMyName
+from aiogram.methods import PinChatMessage, SendMediaGroup, SetMyName
 from aiogram.types import InputMediaPhoto
 
 from bot_ratelimit import Limiter, NotSentError, without_waiting
@@ -272,6 +272,17 @@ async def test_a_late_first_request_does_not_make_the_next_ones_early() -> None:
         await asyncio.gather(*(bot.send_message(private, str(i)) for i in range(12)))
         assert floods.refused == 0
         assert telegram.times()[-1] == pytest.approx(7, abs=0.7)
+
+
+@virtual
+async def test_a_late_service_message_delays_no_message() -> None:
+    """What only a group counts, such as a pin, takes nothing of the burst, however late it is."""
+    telegram = Telegram(latency=lambda: 0.02 if telegram.log else 1.0)
+    bot, _ = paced(telegram)
+    await bot(PinChatMessage(chat_id=-7, message_id=1))
+    began = now()
+    await asyncio.gather(*(bot.send_message(-7, str(i)) for i in range(5)))
+    assert now() - began < 0.5
 
 
 @virtual
