@@ -105,7 +105,7 @@ def named_limits(limits: Mapping[str, Any]) -> NamedLimits:
     for name, value in limits.items():
         try:
             if name in FIRST:
-                raise ConfigError(ABOVE)
+                raise ConfigError(f"{ABOVE}; a limit needs another name")
             check_name(name)
             table = value if isinstance(value, Mapping) else {"limit": value}
             found[name] = checked(NamedLimit, table).given()

@@ -105,7 +105,7 @@ def test_rules_of_a_file_have_scopes_names_and_costs() -> None:
         ("exempt = '12345:AAHx'", "exempt: a value that may be a token"),
         ("exempt = [99999999999999999]", "exempt: 99999999999999999 is not the id"),
         ("[limits]\nexempt = 42", "[limits] exempt: write it above the first table of the file"),
-        ("[limits]\nrate_limit = '1/s'", "[limits] rate_limit: write it above the first table"),
+        ("[limits]\nrate_limit = '1/s'", "of the file; a limit needs another name"),
         ("[notices]\nen = 'x'\nexempt = [42]", "[notices] the language of a notice 'exempt'"),
         ("[[rules]]\nlimit='1/s'\nexempt=[42]", "[[rules]] exempt: write it above the first"),
         ("[[rules]]\nlimit='1/s'\nage=42", "[[rules]] age is unknown; expected limit"),
