@@ -99,9 +99,13 @@ class Pacer:
         own = left = min(cost, budgets.most(queue, queue.slow(_now())))
         late = queue.counted_until - max(_now(), queue.full_at)
         if late > 0:
-            left += math.ceil(min(late / budgets.refill, 1) * budgets.parts)
+            queue.owed += math.ceil(min(late / budgets.refill, 1) * budgets.parts)
+            queue.counted_until = 0.0
         while left > 0:
-            part, permit = await self._take(queue, entry, queue.owed + left)
+            together = queue.owed + left
+            if together > budgets.most(queue, queue.slow(_now())):  # what is owed goes first
+                together = queue.owed or left
+            part, permit = await self._take(queue, entry, together)
             paid = min(part, queue.owed)
             queue.owed -= paid
             left -= part - paid

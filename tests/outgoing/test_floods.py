@@ -275,6 +275,23 @@ async def test_a_late_first_request_does_not_make_the_next_ones_early() -> None:
 
 
 @virtual
+async def test_albums_between_messages_are_no_flood() -> None:
+    """What an album still owes, and how late it arrived, is paid before the next request."""
+    for seed in range(5):
+        random.seed(seed)
+        floods = FloodControl(clock=now, bulk=1_000_000)
+        bot, _ = paced(Telegram(floods, latency=lambda: random.uniform(0.02, 0.4)), max_wait=600)
+        requests = []
+        for _ in range(40):
+            items = random.randint(2, 10) if random.random() < 0.2 else 1
+            media = [InputMediaPhoto(media="1")] * items
+            album = SendMediaGroup(chat_id=7, media=media)
+            requests.append(bot(album) if items > 1 else bot.send_message(7, "x"))
+        await asyncio.gather(*requests)
+        assert floods.refused == 0
+
+
+@virtual
 async def test_a_late_service_message_delays_no_message() -> None:
     """What only a group counts, such as a pin, takes nothing of the burst, however late it is."""
     telegram = Telegram(latency=lambda: 0.02 if telegram.log else 1.0)
