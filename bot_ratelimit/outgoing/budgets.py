@@ -95,18 +95,28 @@ class Budgets:
         most = 1 if slow and not service else min(found, default=MAX_AMOUNT)
         return most * self.parts
 
-    def rules(self, pace: Pace, parts: int, slow: bool = False, *, service: bool = False) -> Rules:
+    def rules(
+        self,
+        pace: Pace,
+        parts: int,
+        slow: bool = False,
+        whole: int = 0,
+        *,
+        service: bool = False,
+    ) -> Rules:
         """The rules for taking parts of permits, all together or none.
 
         Args:
             pace: The pace of the request.
             parts: How many; for a method, 0 if its calls are not kept apart.
             slow: Whether the pace is halved.
+            whole: How many a group counts, which is the whole request at once: it has no debt,
+                unless it is the only limit.
             service: Whether it makes a service message, which only a group counts.
         """
         key = pace.key
         in_group = is_group(key.chat)
-        return self._rules(key.kind, key.method, _name(key), in_group, parts, slow, service)
+        return self._rules(key.kind, key.method, _name(key), in_group, parts, slow, whole, service)
 
     def block(self, pace: Pace) -> Penalty:
         """The rule that refuses while these requests are blocked."""
@@ -133,10 +143,12 @@ class Budgets:
         in_group: bool,
         parts: int,
         slow: bool,
+        whole: int,
         service: bool,
     ) -> Rules:
         ids = _ids(name)
-        whole = parts // self.parts
+        most = self.group.capacity if self.group else 0
+        whole = min((whole if self.chat else parts) // self.parts, most)
         counted: list[tuple[str, Limit | None, int]]
         if kind is Kind.DRAFT:
             numbers = ["", *map(str, range(2, len(self.drafts) + 1))]

@@ -292,6 +292,18 @@ async def test_albums_between_messages_are_no_flood() -> None:
 
 
 @virtual
+async def test_an_album_waits_until_a_group_has_room_for_all_of_it() -> None:
+    """Telegram counts its items at once, also those for which the burst is too small."""
+    floods = FloodControl(clock=now, bulk=1_000_000)
+    bot, _ = paced(Telegram(floods), max_wait=600)
+    for _ in range(15):
+        await bot.send_message(-7, "x")
+    await bot(SendMediaGroup(chat_id=-7, media=[InputMediaPhoto(media="1")] * 10))
+    await bot.send_message(-7, "x")
+    assert floods.refused == 0
+
+
+@virtual
 async def test_a_late_service_message_delays_no_message() -> None:
     """What only a group counts, such as a pin, takes nothing of the burst, however late it is."""
     telegram = Telegram(latency=lambda: 0.02 if telegram.log else 1.0)
