@@ -33,6 +33,8 @@ from typing import Any, Final, TypeAlias
 
 from bot_ratelimit.config.ids import check_id, hidden
 from bot_ratelimit.config.tables import (
+    ABOVE,
+    FIRST,
     NamedLimit,
     OutgoingTable,
     RuleTable,
@@ -54,7 +56,6 @@ MAX_ERROR: Final = 500
 """How many characters of an error are shown; it may repeat a long value."""
 
 _LANGUAGE: Final = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
-_FIRST: Final = ("rate_limit", "exempt")  # of no table, so TOML wants them above the first one
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,8 @@ def named_limits(limits: Mapping[str, Any]) -> NamedLimits:
     found = {}
     for name, value in limits.items():
         try:
-            if name in _FIRST:  # TOML ends a table only with the next one
-                raise ConfigError("write it above the first table of the file")
+            if name in FIRST:
+                raise ConfigError(f"{ABOVE}; a limit needs another name")
             check_name(name)
             table = value if isinstance(value, Mapping) else {"limit": value}
             found[name] = checked(NamedLimit, table).given()

@@ -12,6 +12,10 @@ from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rule, Scope, rules_of
 
+FIRST: Final = ("rate_limit", "exempt")
+"""What belongs to no table; TOML ends a table only with the next one."""
+ABOVE: Final = "write it above the first table of the file"
+"""The fix for it."""
 MAX_SHOWN: Final = 60
 """How many characters of a value an error shows."""
 
@@ -166,6 +170,8 @@ def _explain(kind: type[Table], error: Any) -> str:
     name, value = str(error["loc"][0]), error["input"]
     field = kind.model_fields.get(name)
     if field is None:
+        if name in FIRST:
+            return f"{name}: {ABOVE}"
         return f"{shown(name)[1:-1]} is unknown; expected {', '.join(kind.model_fields)}"
     if error["type"] == "missing":
         example = f", for example {name} = '{field.examples[0]}'" if field.examples else ""

@@ -95,18 +95,28 @@ class Budgets:
         most = 1 if slow and not service else min(found, default=MAX_AMOUNT)
         return most * self.parts
 
-    def rules(self, pace: Pace, parts: int, slow: bool = False, *, service: bool = False) -> Rules:
+    def rules(
+        self,
+        pace: Pace,
+        parts: int,
+        slow: bool = False,
+        whole: int = 0,
+        *,
+        service: bool = False,
+    ) -> Rules:
         """The rules for taking parts of permits, all together or none.
 
         Args:
             pace: The pace of the request.
             parts: How many; for a method, 0 if its calls are not kept apart.
             slow: Whether the pace is halved.
+            whole: How many a group counts, which is the whole request at once: it has no debt,
+                unless it is the only limit.
             service: Whether it makes a service message, which only a group counts.
         """
         key = pace.key
         in_group = is_group(key.chat)
-        return self._rules(key.kind, key.method, _name(key), in_group, parts, slow, service)
+        return self._rules(key.kind, key.method, _name(key), in_group, parts, slow, whole, service)
 
     def block(self, pace: Pace) -> Penalty:
         """The rule that refuses while these requests are blocked."""
@@ -129,14 +139,16 @@ class Budgets:
         self,
         kind: Kind,
         method: str,
-        name: str,
+        name: str | None,
         in_group: bool,
         parts: int,
         slow: bool,
+        whole: int,
         service: bool,
     ) -> Rules:
         ids = _ids(name)
-        whole = parts // self.parts
+        most = self.group.capacity if self.group else 0
+        whole = min((whole if self.chat else parts) // self.parts, most)
         counted: list[tuple[str, Limit | None, int]]
         if kind is Kind.DRAFT:
             numbers = ["", *map(str, range(2, len(self.drafts) + 1))]
@@ -195,13 +207,13 @@ def _rule(path: str, limit: Limit | None) -> tuple[Rule, int] | None:
     return None if limit is None else (rule_at(path, limit, _no_id, 1), limit.capacity)
 
 
-def _name(key: PaceKey) -> str:
-    """What a chat has instead of an id; empty if it has one, so that ids share their rules."""
-    return key.chat if isinstance(key.chat, str) else ""
+def _name(key: PaceKey) -> str | None:
+    """What stands for a chat without an id; None if it has one, so that ids share their rules."""
+    return key.chat if isinstance(key.chat, str) else None
 
 
-def _ids(name: str) -> Ids:
-    return (lambda _: name) if name else attrgetter("chat")
+def _ids(name: str | None) -> Ids:
+    return attrgetter("chat") if name is None else lambda _: name
 
 
 def _no_id(_: object) -> str:

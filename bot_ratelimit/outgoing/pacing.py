@@ -29,7 +29,8 @@ class Permit(NamedTuple):
     """A permit that was taken."""
 
     begins: float
-    """When its refill begins, by the loop's clock: at once, or after that of earlier permits."""
+    """When its refill begins, by the loop's clock: at once, or after that of earlier permits.
+    Infinite if it took nothing that is refilled."""
     quiet: bool
     """Whether nothing had been sent to the chat for a while."""
 
@@ -93,14 +94,19 @@ class Pacer:
             return permit
         cost = request.traffic.cost(request.method) * budgets.parts
         if request.traffic.kind is Kind.SERVICE:
-            _, permit = await self._take(queue, entry, cost, service=True)
-            return permit
+            _, permit = await self._take(queue, entry, cost, cost, service=True)
+            return permit._replace(begins=math.inf)  # of the chat's bucket it takes nothing
         own = left = min(cost, budgets.most(queue, queue.slow(_now())))
         late = queue.counted_until - max(_now(), queue.full_at)
         if late > 0:
-            left += math.ceil(min(late / budgets.refill, 1) * budgets.parts)
+            queue.owed += math.ceil(min(late / budgets.refill, 1) * budgets.parts)
+            queue.counted_until = 0.0
         while left > 0:
-            part, permit = await self._take(queue, entry, queue.owed + left)
+            together = queue.owed + left
+            if together > budgets.most(queue, queue.slow(_now())):  # what is owed goes first
+                together = queue.owed or left
+            is_own = together > queue.owed and left == own
+            part, permit = await self._take(queue, entry, together, cost if is_own else 0)
             paid = min(part, queue.owed)
             queue.owed -= paid
             left -= part - paid
@@ -173,7 +179,13 @@ class Pacer:
         return self._max_wait[Kind.EDIT if request.traffic.kind is Kind.EDIT else queue.key.kind]
 
     async def _take(
-        self, queue: ChatQueue, entry: Entry, parts: int, *, service: bool = False
+        self,
+        queue: ChatQueue,
+        entry: Entry,
+        parts: int,
+        in_group: int = 0,
+        *,
+        service: bool = False,
     ) -> tuple[int, Permit]:
         """Take parts of permits, as many as can be taken at once; return how many."""
         was_open = not self.closed
@@ -183,7 +195,7 @@ class Pacer:
             part = min(parts, self._budgets.most(queue, slow, service=service))
             asked = _now()
             decision = await self._ask(
-                queue, self._budgets.rules(queue, part, slow, service=service)
+                queue, self._budgets.rules(queue, part, slow, in_group, service=service)
             )
             if was_open and self.closed:  # meanwhile; the log has said that it was not sent
                 raise shutting_down(f"{describe(entry.newest)} was ")

@@ -290,6 +290,20 @@ async def test_a_session_that_this_instance_knows_shows_an_outage(
             assert (await stranger.get("", headers=PAGE)).status == 200  # the login form
 
 
+async def test_an_outage_does_not_undo_a_logout(own_server: Server, own: RedisStorage) -> None:
+    """A copy of the cookie of an ended session opens nothing while Redis is down, either."""
+    async with (
+        site(bot_on(own)) as found,
+        found.visitor() as visitor,
+        found.visitor() as thief,
+    ):
+        await visitor.log_in()
+        thief.steal(visitor)
+        assert (await visitor.change("POST", "logout")).status == 303
+        own_server.kill()
+        assert (await thief.get("api/health")).status == 503
+
+
 async def test_clearing_the_counts_does_not_undo_a_logout(client: aioredis.Redis) -> None:
     """`bot-ratelimit clear` forgets counts of users; who was logged out or slowed stays so."""
     storages = RedisStorage(client), RedisStorage(client)

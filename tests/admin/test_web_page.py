@@ -174,6 +174,19 @@ async def test_a_double_click_changes_once(tab: Tab, bot: Site) -> None:
     assert tab.errors == []
 
 
+async def test_a_reload_does_nothing_again(desk: Tab, bot: Site) -> None:
+    """Whoever reloads the page that says what was done sees the user, who is not banned again."""
+    tab = desk
+    await tab.log_in()
+    await tab.go("ban?user=7&how_long=1h")
+    await tab.press("Ban")
+    await tab.sees("is banned until")
+    await tab.page.reload()
+    await tab.page.get_by_role("heading", name="User 7").wait_for()
+    assert len(await bot.control.audit()) == 1
+    assert tab.errors == []
+
+
 async def test_the_chart_moves_while_one_looks(tab: Tab, bot: Site) -> None:
     """Decisions that are made meanwhile appear in bars, numbers and table, without a reload."""
     await bot.send(2, 7)

@@ -12,7 +12,7 @@ from aiogram.exceptions import (
     TelegramRetryAfter,
     TelegramServerError,
 )
-from aiogram.methods import SendMediaGroup
+from aiogram.methods import PinChatMessage, SendMediaGroup, SetMyName
 from aiogram.types import InputMediaPhoto
 
 from bot_ratelimit import Limiter, NotSentError, without_waiting
@@ -272,6 +272,60 @@ async def test_a_late_first_request_does_not_make_the_next_ones_early() -> None:
         await asyncio.gather(*(bot.send_message(private, str(i)) for i in range(12)))
         assert floods.refused == 0
         assert telegram.times()[-1] == pytest.approx(7, abs=0.7)
+
+
+@virtual
+async def test_albums_between_messages_are_no_flood() -> None:
+    """What an album still owes, and how late it arrived, is paid before the next request."""
+    for seed in range(5):
+        random.seed(seed)
+        floods = FloodControl(clock=now, bulk=1_000_000)
+        bot, _ = paced(Telegram(floods, latency=lambda: random.uniform(0.02, 0.4)), max_wait=600)
+        requests = []
+        for _ in range(40):
+            items = random.randint(2, 10) if random.random() < 0.2 else 1
+            media = [InputMediaPhoto(media="1")] * items
+            album = SendMediaGroup(chat_id=7, media=media)
+            requests.append(bot(album) if items > 1 else bot.send_message(7, "x"))
+        await asyncio.gather(*requests)
+        assert floods.refused == 0
+
+
+@virtual
+async def test_an_album_waits_until_a_group_has_room_for_all_of_it() -> None:
+    """Telegram counts its items at once, also those for which the burst is too small."""
+    floods = FloodControl(clock=now, bulk=1_000_000)
+    bot, _ = paced(Telegram(floods), max_wait=600)
+    for _ in range(15):
+        await bot.send_message(-7, "x")
+    await bot(SendMediaGroup(chat_id=-7, media=[InputMediaPhoto(media="1")] * 10))
+    await bot.send_message(-7, "x")
+    assert floods.refused == 0
+
+
+@virtual
+async def test_a_late_service_message_delays_no_message() -> None:
+    """What only a group counts, such as a pin, takes nothing of the burst, however late it is."""
+    telegram = Telegram(latency=lambda: 0.02 if telegram.log else 1.0)
+    bot, _ = paced(telegram)
+    await bot(PinChatMessage(chat_id=-7, message_id=1))
+    began = now()
+    await asyncio.gather(*(bot.send_message(-7, str(i)) for i in range(5)))
+    assert now() - began < 0.5
+
+
+@virtual
+async def test_a_method_without_a_chat_is_slower_after_two_429s() -> None:
+    """A second 429 within a minute means that its calls are too close together."""
+    telegram = Telegram()
+    bot, _ = paced(telegram)
+    telegram.errors = [too_many(1), None, too_many(1)]
+    for name in ("a", "b"):
+        await bot(SetMyName(name=name))
+    began = now()
+    for name in ("c", "d", "e"):
+        await bot(SetMyName(name=name))
+    assert now() - began >= 2
 
 
 @virtual

@@ -103,6 +103,7 @@ class Sessions:
         """
         if (place := self._place_of(request)) is not None:
             await self._documents.take(place)
+            self._known.pop(place, None)  # also in an outage that follows
         kinds = {False, https}
         return [_header(self._cookie, "", 0, https, cross_site=each) for each in sorted(kinds)]
 

@@ -115,6 +115,10 @@ addEventListener("pageshow", () => {
   for (const sent of document.querySelectorAll("[data-sent]")) delete sent.dataset.sent;
 });
 
+// What was done must not be done again by a reload: that shows what the page links to.
+const next = document.getElementById("next");
+if (next) history.replaceState(null, "", next.href);
+
 localize(document);
 const form = document.getElementById("telegram");
 if (form) enter(form);
