@@ -97,18 +97,20 @@ class Pacer:
             _, permit = await self._take(queue, entry, cost, cost, service=True)
             return permit._replace(begins=math.inf)  # of the chat's bucket it takes nothing
         own = left = min(cost, budgets.most(queue, queue.slow(_now())))
-        late = queue.counted_until - max(_now(), queue.full_at)
-        if late > 0:
-            queue.owed += math.ceil(min(late / budgets.refill, 1) * budgets.parts)
-            queue.counted_until = 0.0
+        owed, counted_until = queue.owed, queue.counted_until
+        late = counted_until - max(_now(), queue.full_at)
+        if late > 0:  # time pays for it, too, so it is owed only once something was taken
+            owed += math.ceil(min(late / budgets.refill, 1) * budgets.parts)
         while left > 0:
-            together = queue.owed + left
+            together = owed + left
             if together > budgets.most(queue, queue.slow(_now())):  # what is owed goes first
-                together = queue.owed or left
-            is_own = together > queue.owed and left == own
+                together = owed or left
+            is_own = together > owed and left == own
             part, permit = await self._take(queue, entry, together, cost if is_own else 0)
-            paid = min(part, queue.owed)
-            queue.owed -= paid
+            if queue.counted_until == counted_until:
+                queue.counted_until = 0.0
+            paid = min(part, owed)
+            queue.owed = owed = owed - paid
             left -= part - paid
         queue.owed += cost - own
         return permit
