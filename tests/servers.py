@@ -116,10 +116,8 @@ class Server:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        self._process = subprocess.Popen(
-            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
         deadline = time.monotonic() + 10
+        self._launch()
         with redis.Redis(port=self.port) as client:
             while True:
                 try:
@@ -128,9 +126,17 @@ class Server:
                 except redis.AuthenticationError:
                     return  # it wants a password, so it is there
                 except redis.ConnectionError:
-                    if self._process.poll() is not None or time.monotonic() > deadline:
+                    if time.monotonic() > deadline:
                         raise RuntimeError(f"{self._command[0]} did not start") from None
+                    if self._process is None or self._process.poll() is not None:
+                        time.sleep(0.2)  # its port may still be in use, after a restart
+                        self._launch()
                     time.sleep(0.01)
+
+    def _launch(self) -> None:
+        self._process = subprocess.Popen(
+            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
 
     def kill(self) -> None:
         if self._process is not None:
