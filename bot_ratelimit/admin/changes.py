@@ -112,8 +112,9 @@ class Changes:
         what = f"unset {view.name}"
         if not change.get("default"):
             wanted = altered(Overrides(), view, **change).rules[view.name]
-            words = (f"{each}" if name == "limit" else f"{name}={each}"
-                     for name, each in wanted.items())  # fmt: skip
+            words = (
+                f"{each}" if name == "limit" else f"{name}={each}" for name, each in wanted.items()
+            )
             what = f"set {view.name} {' '.join(words)}"
         return await self._change(what, lambda live: altered(live, view, **change), if_version)
 

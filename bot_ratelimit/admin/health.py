@@ -96,8 +96,9 @@ def _described(health: Health, details: bool, *, is_paused: bool) -> dict[str, A
     if details:
         found["problem"] = health.problem
         names = ("name", "connected", "breaker", "out_for", "scripts")
-        found["servers"] = [{each: getattr(server, each) for each in names}
-                            for server in health.servers]  # fmt: skip
+        found["servers"] = [
+            {each: getattr(server, each) for each in names} for server in health.servers
+        ]
     return found
 
 

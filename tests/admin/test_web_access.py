@@ -344,7 +344,7 @@ async def test_a_session_ends_in_time(found: Site) -> None:
     assert await changed(found) == []
 
 
-async def test_whoever_changes_a_token_ends_all_sessions() -> None:
+async def test_another_token_ends_all_sessions() -> None:
     """Another token, another prefix, or no admin any more: the session is not found."""
     middleware = bot_on(MemoryStorage())
     limiter = Limiter(MemoryStorage(), key_prefix="another_bot")

@@ -175,7 +175,7 @@ async def test_a_double_click_changes_once(tab: Tab, bot: Site) -> None:
 
 
 async def test_a_reload_does_nothing_again(desk: Tab, bot: Site) -> None:
-    """Whoever reloads the page that says what was done sees the user, who is not banned again."""
+    """Reloading the page that says what was done shows the user, and bans nobody again."""
     tab = desk
     await tab.log_in()
     await tab.go("ban?user=7&how_long=1h")

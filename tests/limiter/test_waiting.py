@@ -170,7 +170,7 @@ async def test_a_grant_of_a_cancelled_waiter_is_returned(heirs: int) -> None:
     assert (await limiter.charge(limit, US, 1)).remaining == 0
 
 
-async def test_a_cancelled_waiter_is_refunded_by_whoever_charged_it() -> None:
+async def test_a_cancelled_waiter_is_refunded_where_it_was_charged() -> None:
     """In an outage this process counts, and gives back; a shadow rule gets what it was charged."""
     storage = FlakyStorage(Elsewhere())
     limiter = Limiter(storage, on_error="memory")

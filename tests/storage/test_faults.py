@@ -149,7 +149,7 @@ async def test_a_wrong_password_is_an_outage_that_names_the_setting(own_server: 
         ("MISCONF Redis is configured to save RDB snapshots", "misconf"),
     ],
 )
-def test_an_outage_is_one_whoever_has_parsed_it(text: str, kind: str) -> None:
+def test_an_outage_is_one_also_if_redis_py_has_parsed_it(text: str, kind: str) -> None:
     """The parser of redis-py, which a substitute of its connection may use, removes the code."""
     for error in (aioredis.ResponseError(text), BaseParser.parse_error(text)):
         told = translated(error, "redis.test:6379")

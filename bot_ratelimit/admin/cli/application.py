@@ -47,10 +47,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", callback=_print_version,
-                           is_eager=True)
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
     ] = False,
-) -> None:  # fmt: skip
+) -> None:
     pass
 
 

@@ -92,8 +92,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "stats": Command("by_hour"),
     "sending": Command("sending"),
     "setlimit": Command("set", "NAME 2/minute", _SET, ["name", "limit"], _SWITCHES),
-    "penalty": Command("penalty", "10/minute 15m", _PENALTY, ["after", "ban"],
-                       {"grows": {"grows": True}}),
+    "penalty": Command(
+        "penalty", "10/minute 15m", _PENALTY, ["after", "ban"], {"grows": {"grows": True}}
+    ),
     "exempt": Command("exempt", "42", _EXEMPT, switches={"off": {"exempt": False}}),
     "history": Command("history"),
     "rollback": Command("rollback", "3", _ROLLBACK, ["version"]),
@@ -101,7 +102,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "resume": Command("resume"),
     "audit": Command("audit"),
     "health": Command("health"),
-}  # fmt: skip
+}
 
 _PRESSES: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "who": ("show", {}),
@@ -170,8 +171,13 @@ class Operator:
         id_ = subject.chat if subject.user is None else subject.user
         chat = None if subject.user is None else subject.chat
         as_user = subject.user is not None and subject.user < 0  # a channel that writes in groups
-        found = {"id": id_, "chat": chat, "topic": subject.topic, "bot": subject.bot,
-                 "as_user": as_user}  # fmt: skip
+        found = {
+            "id": id_,
+            "chat": chat,
+            "topic": subject.topic,
+            "bot": subject.bot,
+            "as_user": as_user,
+        }
         return {name: found[name] for name in operation.fields.model_fields if name in found}
 
     async def _answer(
@@ -202,8 +208,9 @@ class Operator:
         above = buttons.subjects(page.subjects)
         if operation.name == "history" and found:
             earlier = [*(each.live.version for each in found[1:]), 0]
-            above = rows([buttons.button(f"↩ {each}", "rollback", first=each) for each in earlier],
-                         5)  # fmt: skip
+            above = rows(
+                [buttons.button(f"↩ {each}", "rollback", first=each) for each in earlier], 5
+            )
         return Answer(page.text, [*above, *buttons.paging(operation.name, page.number, page.more)])
 
     def _with_commands(self, sheet: Sheet) -> Sheet:

@@ -165,8 +165,15 @@ class _Handlers:
 
     def _operator(self, user: User, bot: Bot) -> Operator:
         control = Control.of(self._middleware, by=f"{clipped(user.full_name, 64)} ({user.id})")
-        return Operator(user.id, Words(user.language_code), control, self._middleware, bot.id,
-                        self._prefix, self._confirmations)  # fmt: skip
+        return Operator(
+            user.id,
+            Words(user.language_code),
+            control,
+            self._middleware,
+            bot.id,
+            self._prefix,
+            self._confirmations,
+        )
 
     async def _send(self, operator: Operator, message: Message, answer: Answer) -> None:
         """Answer in the private chat, wherever the command was given."""

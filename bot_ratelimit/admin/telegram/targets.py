@@ -67,8 +67,9 @@ def _counted(message: Message, user: int) -> Subject:
     """A user where this message was written: in the private chat with the bot, or in a group."""
     if message.chat.type == ChatType.PRIVATE:
         return Subject(user, user)
-    return Subject(user, message.chat.id, message.message_thread_id if message.is_topic_message
-                   else None)  # fmt: skip
+    return Subject(
+        user, message.chat.id, message.message_thread_id if message.is_topic_message else None
+    )
 
 
 def _author_of(message: Message) -> int:
@@ -80,8 +81,9 @@ def _author_of(message: Message) -> int:
     elif message.chat.type == ChatType.PRIVATE:
         origin = replied.forward_origin
     # The sender that is counted: a channel, or an anonymous admin's group, not a placeholder.
-    names = ("sender_chat", "from_user") if origin is None else (
-        "sender_user", "sender_chat", "chat")  # fmt: skip
+    names = (
+        ("sender_chat", "from_user") if origin is None else ("sender_user", "sender_chat", "chat")
+    )
     for name in names:
         if (found := getattr(origin or replied, name, None)) is not None:
             return int(found.id)

@@ -83,6 +83,11 @@ def _sentence(text: object) -> str:
 def link(subject: Subject) -> str:
     """A user or chat as the query of a link: `user=42&chat=-100123`."""
     user, chat, topic, bot, _ = subject
-    ids = {"user": user, "chat": None if chat == user else chat, "topic": topic, "bot": bot,
-           "as_user": "yes" if user is not None and user < 0 else None}  # fmt: skip
+    ids = {
+        "user": user,
+        "chat": None if chat == user else chat,
+        "topic": topic,
+        "bot": bot,
+        "as_user": "yes" if user is not None and user < 0 else None,
+    }
     return urlencode({name: each for name, each in ids.items() if each is not None})

@@ -37,7 +37,7 @@ _ID: Final = re.compile(r"[\w-]{43}", re.ASCII)
 class Sessions:
     """Opens, finds and ends sessions.
 
-    The secret is the token, the bot's token and the admins: whoever changes one of them ends all
+    The secret is the token, the bot's token and the admins: a change of one of them ends all
     sessions. With the prefix it is the key of all hashes, so that bots in one process do not accept
     each other's.
     """

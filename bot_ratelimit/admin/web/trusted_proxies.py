@@ -48,8 +48,9 @@ class TrustedProxies:
         A client with one address of such a network can usually use all of them.
         """
         address = _parsed(request.remote or "")
-        hops = [hop for line in request.headers.getall("X-Forwarded-For", ())
-                for hop in line.split(",")]  # fmt: skip
+        hops = [
+            hop for line in request.headers.getall("X-Forwarded-For", ()) for hop in line.split(",")
+        ]
         for hop in reversed(hops):  # the nearest proxy's first
             earlier = _parsed(hop.strip())
             if earlier is None or not self._is_trusted(address):  # no proxy wrote what is before
