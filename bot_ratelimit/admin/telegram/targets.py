@@ -80,10 +80,11 @@ def _author_of(message: Message) -> int:
         origin = message.external_reply.origin
     elif message.chat.type == ChatType.PRIVATE:
         origin = replied.forward_origin
-    # The sender that is counted: a channel, or an anonymous admin's group, not a placeholder.
-    names = (
-        ("sender_chat", "from_user") if origin is None else ("sender_user", "sender_chat", "chat")
-    )
+    # The sender that is counted: a channel, or an anonymous admin's group, not a placeholder. An
+    # automatic forward is not counted, and its placeholder says so.
+    names: tuple[str, ...] = ("sender_user", "sender_chat", "chat")
+    if origin is None:
+        names = ("from_user",) if replied.is_automatic_forward else ("sender_chat", "from_user")
     for name in names:
         if (found := getattr(origin or replied, name, None)) is not None:
             return int(found.id)

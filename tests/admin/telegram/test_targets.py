@@ -73,6 +73,7 @@ async def test_who_is_meant(
 
 
 HIDDEN = forward({"type": "hidden_user", "sender_user_name": "Anna"})
+AUTOMATIC = reply_to(**{"from": SERVICE_ACCOUNT}, sender_chat=CHANNEL, is_automatic_forward=True)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,7 @@ HIDDEN = forward({"type": "hidden_user", "sender_user_name": "Anna"})
           for each in (ANONYMOUS_ADMIN, CHANNEL_BOT, SERVICE_ACCOUNT)),
         *(("/ban 1h", reply_to(**{"from": each}), "all anonymous admins")
           for each in (ANONYMOUS_ADMIN, CHANNEL_BOT, SERVICE_ACCOUNT)),
+        ("/ban 1h", AUTOMATIC, "all anonymous admins"),
         ("/ban 1h", HIDDEN, "hides their name"),
         ("/ban 1h", OWN, "the bot's own"),
         ("/who", TOPIC, "Which user?"),
