@@ -42,6 +42,7 @@ one node of a Redis Cluster."""
 
 # Without the keys of logins, all sessions of the page would end, and guessing would go on.
 _KEPT: Final = ("live", "history", "audit", "instances", LOGINS)
+_WAITING: Final = "collect:"  # messages of users that are not handled yet
 
 
 class Control(Reports):
@@ -189,7 +190,7 @@ class Control(Reports):
                 of the page. Running instances write the live limits back: use `rollback(0)` to drop
                 them.
         """
-        keep = () if everything else [self._key(name) for name in _KEPT]
+        keep = [self._key(name) for name in (_WAITING, *(() if everything else _KEPT))]
         found = await self._documents.clear(f"{self.limiter.key_prefix}:ratelimit:", keep)
         await self._audit.note(
             "clear everything" if everything else "clear", [f"keys deleted: {found}"]

@@ -6,16 +6,18 @@ Every instance puts the messages that it gets into one list in Redis::
 
 and looks at it when the user has been quiet for `wait`. The instance whose message is the latest
 takes the whole list, which only one can do, and calls the handler. Instances whose messages are
-still there after `longest` do the same, because the latest one may have died.
+still there after `longest` do the same, because the latest one may have died. A list that was taken
+leaves a mark for the instances whose messages were in it.
 
-If the storage does not answer about a message in time, its instance withdraws the message from the
-list and handles it alone. What was asked for must not run later: a list that is taken too late
-stays for the other instances.
+If the storage does not answer about a message in time, or has lost it, its instance withdraws the
+message from the list and handles it alone. What was asked for must not run later: a list that is
+taken too late stays for the other instances.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -49,6 +51,8 @@ MESSAGES_KEY: Final = "messages"
 
 _KEPT: Final = 86_400
 """Seconds for which messages wait for the user's next one if every instance died."""
+_MARKED: Final = 60
+"""Seconds beyond `longest` for which it is known that a list was taken."""
 _MOST: Final = 1_000
 """How many messages of a user are kept at most."""
 _ANY: Final = Limit(1, 1.0)
@@ -137,7 +141,7 @@ class Collect(BaseMiddleware):
         names = ":".join(str(each) for each in parts if each is not None)
         key = f"{limiter.key_prefix}:ratelimit:collect:{names}"
         if limiter not in self._lists:
-            self._lists[limiter] = _Lists(limiter)
+            self._lists[limiter] = _Lists(limiter, self.longest)
         deadline = state.setdefault(DEADLINE, Deadline(limiter.timeout))
         values = await self._wait(self._lists[limiter], key, event, deadline)
         messages = _messages_of(values, event)
@@ -172,7 +176,8 @@ class Collect(BaseMiddleware):
 class _Lists:
     """The lists of messages: those in the storage, and those of this process while it is away."""
 
-    def __init__(self, limiter: Limiter) -> None:
+    def __init__(self, limiter: Limiter, longest: float) -> None:
+        self._marked = math.ceil(longest) + _MARKED
         self._documents = limiter.storage.documents()
         self._guard = Guard(limiter.storage, "collected messages", _ALONE)
         # The messages of this process that wait, the latest last. Of each, how many the storage had
@@ -196,8 +201,9 @@ class _Lists:
         """Return the messages that wait, the latest first."""
         own = self._own.get(key, {})
         if isinstance(own.get(value), int):
-            found = await self._ask(key, deadline, partial(self._documents.listed, key))
-            if not isinstance(found, Missing):
+            waiting = partial(self._documents.waiting, key, value)
+            found = await self._ask(key, deadline, waiting)
+            if isinstance(found, list):
                 return found
             self._withdraw(key, value)
         return list(reversed(own))
@@ -211,7 +217,7 @@ class _Lists:
             now = await self._ask(key, deadline, partial(self._documents.now, key))
             if not isinstance(now, Missing):
                 until = now + deadline.left()
-                take = partial(self._documents.take_list, key, until, value)
+                take = partial(self._documents.take_list, key, until, value, self._marked)
                 found = await self._ask(key, deadline, take)
             if isinstance(found, list):
                 taken = [each for each in reversed(found) if each not in self._handled]
@@ -224,7 +230,7 @@ class _Lists:
         return [*taken, *alone]
 
     def _withdraw(self, key: str, value: bytes) -> None:
-        """Let only this process handle a message, because the storage did not answer about it."""
+        """Let only this process handle a message, because the storage does not have it for sure."""
         own = self._own.get(key, {})
         if value in own:
             own[value] = Missing.UNKNOWN

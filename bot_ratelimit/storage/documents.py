@@ -50,16 +50,26 @@ class Documents(Protocol):
         """Add a value at the head of a list, keep the first `keep`; return how many there are."""
         ...
 
-    async def take_list(self, key: str, until: float, own: bytes) -> list[bytes] | None:
+    async def take_list(
+        self, key: str, until: float, own: bytes, seconds: int = 60
+    ) -> list[bytes] | None:
         """Delete and return the values of a list, the latest first; only one caller gets them.
 
         After `until`, by `now`, the caller has given up and uses only its own value: then only that
-        is deleted, and the answer is None.
+        is deleted, and the answer is None; so it is if the list was lost, see `waiting`. That a
+        list was taken is known for `seconds`.
         """
         ...
 
     async def listed(self, key: str) -> list[bytes]:
         """Return the values of a list, the latest first."""
+        ...
+
+    async def waiting(self, key: str, own: bytes) -> list[bytes] | None:
+        """Return the values that can be taken with `own`; those after it if it was taken before.
+
+        None if the list has neither `own` nor a mark that it was taken: the storage lost its data.
+        """
         ...
 
     async def report(self, key: str, field: str, value: bytes, seconds: int) -> float:
@@ -147,7 +157,9 @@ class MemoryDocuments(Documents):
         self._lists[key] = [value, *self._lists.get(key, ())][:keep]
         return len(self._lists[key])
 
-    async def take_list(self, key: str, until: float, own: bytes) -> list[bytes] | None:
+    async def take_list(
+        self, key: str, until: float, own: bytes, seconds: int = 60
+    ) -> list[bytes] | None:
         found = self._lists.pop(key, [])
         if self._clock() <= until:
             return found
@@ -157,6 +169,9 @@ class MemoryDocuments(Documents):
 
     async def listed(self, key: str) -> list[bytes]:
         return list(self._lists.get(key, ()))
+
+    async def waiting(self, key: str, own: bytes) -> list[bytes]:
+        return await self.listed(key)
 
     async def report(self, key: str, field: str, value: bytes, seconds: int) -> float:
         now = self._clock()

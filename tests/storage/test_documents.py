@@ -29,4 +29,4 @@ async def test_a_list_is_taken_in_time_or_left(bench: Bench) -> None:
     assert await documents.take_list(KEY, now + 60, b"a") == []
     await documents.push(KEY, b"d", 9, 60)
     assert await documents.take_list(KEY, 0.0, b"d") is None
-    assert await documents.listed(KEY) == []
+    assert await documents.waiting(KEY, b"d") == []

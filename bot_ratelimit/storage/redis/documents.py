@@ -21,15 +21,21 @@ _PUSH: Final = Script("""
 redis.call('LPUSH', KEYS[1], ARGV[1])
 redis.call('LTRIM', KEYS[1], 0, ARGV[2] - 1)
 redis.call('EXPIRE', KEYS[1], ARGV[3])
-return redis.call('LLEN', KEYS[1])
+return redis.call('LLEN', KEYS[1]) - (redis.call('LINDEX', KEYS[1], -1) == '' and 1 or 0)
 """)
+# An empty value at the end of a list says that the list was taken.
+_TAKEN: Final = b""
 _TAKE: Final = Script("""
-local now = redis.call('TIME')
-if now[1] + now[2] / 1000000 <= tonumber(ARGV[1]) then
-  return redis.call('LPOP', KEYS[1], 1000000) or {}
+local now, key = redis.call('TIME'), KEYS[1]
+local is_known = redis.call('LINDEX', key, -1) == '' or redis.call('LPOS', key, ARGV[2])
+if not is_known or now[1] + now[2] / 1000000 > tonumber(ARGV[1]) then
+  redis.call('LREM', key, 0, ARGV[2])
+  return false
 end
-redis.call('LREM', KEYS[1], 0, ARGV[2])
-return false
+local found = redis.call('LPOP', key, 1000000)
+redis.call('RPUSH', key, '')
+redis.call('EXPIRE', key, ARGV[3])
+return found
 """)
 # A field is `<Unix time> <value>`. Fields that were not renewed within the TTL are deleted.
 _REPORT: Final = Script("""
@@ -74,12 +80,20 @@ class RedisDocuments(Documents):
     async def push(self, key: str, value: bytes, keep: int, seconds: int = LIFETIME) -> int:
         return int(await self._script(_PUSH, key, value, keep, seconds))
 
-    async def take_list(self, key: str, until: float, own: bytes) -> list[bytes] | None:
-        found: list[bytes] | None = await self._script(_TAKE, key, f"{until:.6f}", own)
-        return found
+    async def take_list(
+        self, key: str, until: float, own: bytes, seconds: int = 60
+    ) -> list[bytes] | None:
+        found: list[bytes] | None = await self._script(_TAKE, key, f"{until:.6f}", own, seconds)
+        return None if found is None else [each for each in found if each != _TAKEN]
 
     async def listed(self, key: str) -> list[bytes]:
         return list(await self._run(key, b"LRANGE", key.encode(), b"0", b"-1"))
+
+    async def waiting(self, key: str, own: bytes) -> list[bytes] | None:
+        found = await self.listed(key)
+        if own not in found and _TAKEN not in found:
+            return None
+        return [each for each in found if each != _TAKEN]
 
     async def report(self, key: str, field: str, value: bytes, seconds: int) -> float:
         now = await self._script(_REPORT, key, field, value, seconds)
