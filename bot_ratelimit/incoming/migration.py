@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from datetime import UTC, datetime
+from math import inf
 from typing import Any, Final
 
 from aiogram import BaseMiddleware
@@ -22,6 +23,7 @@ from bot_ratelimit.incoming.event_filter import EventFilter
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.rule import Subject, rule_at, rules_of
+from bot_ratelimit.storage.documents import with_id
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -90,15 +92,22 @@ class Migration(BaseMiddleware):
     async def _move_bans(self, old: int, new: int) -> None:
         found, offset = [], 0
         while page := await self._limiter.bans(offset, _PAGE):
-            found += [ban for ban in page if ban.subject.chat == old and not ban.key]
+            found += [ban for ban in page if ban.subject.chat == old]
             offset += len(page)
+        prefix, timeout = self._limiter.key_prefix, self._limiter.timeout
+        listed = self._limiter.storage.bans(prefix)
         for ban in found:
             left = None
             if ban.until is not None:
                 left = max(1.0, (ban.until - datetime.now(UTC)).total_seconds())
             moved = ban.subject._replace(chat=new)
-            await self._limiter.ban(moved, left, ban.reason, ban.by)
-            await self._limiter.unban(ban.subject)
+            if ban.key:  # what refuses was renamed with the counts, so only the list has to follow
+                key = with_id(ban.key, f"{prefix}:ratelimit:", old, new) or ban.key
+                await listed.put(ban._replace(subject=moved, key=key), left or inf, timeout=timeout)
+                await listed.drop(ban.subject, by_hand=False, timeout=timeout)
+            else:
+                await self._limiter.ban(moved, left, ban.reason, ban.by)
+                await self._limiter.unban(ban.subject)
 
     async def _change_live(self, old: int, new: int, *, given: bool) -> None:
         """Write the exemptions with the new id, so that every instance reads them."""
