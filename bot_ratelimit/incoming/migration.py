@@ -17,7 +17,7 @@ from aiogram.types import Message, TelegramObject
 
 from bot_ratelimit.config.live import HISTORY, Live, live_key
 from bot_ratelimit.config.overrides import Overrides
-from bot_ratelimit.errors import RateLimitError
+from bot_ratelimit.errors import RateLimitError, StorageError
 from bot_ratelimit.incoming.admission import Handler
 from bot_ratelimit.incoming.event_filter import EventFilter
 from bot_ratelimit.limiter.limiter import Limiter
@@ -69,7 +69,9 @@ class Migration(BaseMiddleware):
             once = rule_at("migrated:", _ONCE, lambda subject: f"from{subject.chat}", 1)
             # A ban of the group does not keep it from being moved.
             claimed = await self._limiter.decider.hit(rules_of(once), Subject(chat=old))
-            if not claimed.allowed or claimed.source == "policy":
+            if claimed.source == "policy":
+                raise StorageError("the storage did not answer")
+            if not claimed.allowed:  # another instance moves it
                 return
             prefix = f"{self._limiter.key_prefix}:ratelimit:"
             documents = self._limiter.storage.documents()
@@ -78,9 +80,15 @@ class Migration(BaseMiddleware):
             if self._live is not None:
                 await self._change_live(old, new, given=given)
         except RateLimitError as error:
-            log.warning("Group %d became %d, and not everything went over: %s", old, new, error)
-            return
-        log.info("Group %d became %d: %d counts went over", old, new, count)
+            log.warning(
+                "Group %d became %d, and not everything went over: %s. Its counts begin again; "
+                "repeat its bans, and exemptions by operators, with the new id",
+                old,
+                new,
+                error,
+            )
+        else:
+            log.info("Group %d became %d: %d counts went over", old, new, count)
         if given and self._live is None:
             log.warning(
                 "Group %d, which is exempt, became %d: change its id in exempt; until then only "

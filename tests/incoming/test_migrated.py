@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from bot_ratelimit import Penalty, Rule, Scope, Subject
+from typing import Any
 
-from .support import message, user
-from .test_migration import GROUP, NEW, SUPERGROUP, migrate, put
-from .updates import Fleet
+import pytest
+
+from bot_ratelimit import Limiter, Penalty, Rule, Scope, Subject
+from bot_ratelimit.testing import FlakyStorage
+
+from .support import HANDLED
+from .test_migration import GROUP, NEW, NOTES, OLD, migrate, put
+from .updates import Fleet, bare
 
 PENALTY = Penalty("1/m", "1h", scope=Scope.MEMBER)
 
@@ -20,9 +25,25 @@ async def test_the_list_of_bans_follows_a_penalty_to_the_supergroup(fleet: Fleet
     (ban,) = await limiter.bans()
     assert (ban.subject, ban.by) == (member, "penalty")
     assert ban.key == "bot:ratelimit:ban:member:-1005:42"
-    assert ban.until is not None and 3_590 < (ban.until - ban.since).total_seconds() <= 3_600
+    assert ban.until is not None
+    assert 3_590 < (ban.until - ban.since).total_seconds() <= 3_600
     hit = [Rule("99/h"), PENALTY]
     assert (await limiter.peek(hit, member)).banned
     assert await limiter.unban(ban.subject)
     assert not (await limiter.peek(hit, member)).banned
     assert await limiter.bans() == []
+
+
+@pytest.mark.parametrize("policy", ["allow", "deny", "memory"])
+async def test_the_log_says_that_a_group_did_not_go_over_in_an_outage(
+    policy: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever `on_error` answers, the line names both ids, and what an operator has to repeat."""
+    storage, bot = FlakyStorage(), bare()
+    put(bot, Limiter(storage, on_error=policy), exempt=[OLD])
+    storage.fail()
+    assert await bot.feed(**NOTES[0]) == HANDLED
+    lost, exempt = (each for each in caplog.messages if each.startswith("Group -5"))
+    assert lost.startswith("Group -5 became -1005, and not everything went over: ")
+    assert lost.endswith("repeat its bans, and exemptions by operators, with the new id")
+    assert "-1005: change its id in exempt" in exempt
