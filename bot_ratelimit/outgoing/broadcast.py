@@ -30,6 +30,8 @@ T = TypeVar("T", bound="int | str")
 
 # Without a connection nothing was sent, so the same chat is tried again after these seconds.
 _RECONNECT: Final = (1, 2, 4, 8, 15, 30, 30, 30)
+# Seconds for answers when the generator is closed; as long as `OutgoingLimits.close` waits.
+_PATIENCE: Final = 5.0
 # The second is a page of its proxy in place of an answer.
 _OF_TELEGRAM: Final = (TelegramAPIError, ClientDecodeError)
 
@@ -63,7 +65,8 @@ class Broadcast(Generic[T]):
         self._unknown = 0  # how many chats may have got something when their worker was stopped
         self._turn = asyncio.Lock()
         self._workers: list[asyncio.Task[None]] = []
-        self._warned = self._has_failed = False
+        self._serving: dict[asyncio.Task[Any] | None, BroadcastScope] = {}
+        self._warned = self._has_failed = self._is_ending = False
 
     async def run(
         self, chats: Iterable[T] | AsyncIterable[T], in_flight: int
@@ -83,11 +86,12 @@ class Broadcast(Generic[T]):
                 if (sent := await outcomes.get()) is None:
                     running -= 1
                 else:
-                    self._progress.add(sent)
                     yield sent
             for worker in self._workers:
                 await worker  # which raises if the source failed, or the bot is shutting down
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit, NotSentError) as error:
+            if isinstance(error, GeneratorExit):
+                await self._finish()
             await self._stop()
             unknown = f"; {self._unknown} more may have got it" if self._unknown else ""
             again = f". Run it again with {self._journal.path} to continue" if self._journal else ""
@@ -101,6 +105,14 @@ class Broadcast(Generic[T]):
             if self._floods:
                 log.warning("Broadcast: %d requests were answered with 429", self._floods)
 
+    async def _finish(self) -> None:
+        """Send nothing more, and wait for the answers to what was sent."""
+        self._is_ending = True
+        for worker in self._workers:
+            if (requests := self._serving.get(worker)) is None or not requests.left:
+                worker.cancel()
+        await asyncio.wait(self._workers, timeout=_PATIENCE)
+
     async def _stop(self) -> None:
         """Stop the workers; requests in progress get no outcome."""
         for worker in self._workers:
@@ -111,9 +123,13 @@ class Broadcast(Generic[T]):
         try:
             while not self._stars.has_stopped and (chat := await self._next(chats)) is not None:
                 if (sent := await self._serve(chat)) is not None:
+                    self._progress.add(sent)
+                    if self._is_ending:  # nobody asks for outcomes any more
+                        return
                     await outcomes.put(sent)
         finally:
-            if (task := asyncio.current_task()) and not task.cancelling():
+            task = asyncio.current_task()
+            if task and not task.cancelling() and not self._is_ending:
                 await outcomes.put(None)
 
     async def _next(self, chats: AsyncIterator[T]) -> T | None:
@@ -128,12 +144,14 @@ class Broadcast(Generic[T]):
         """Send to one chat; return None if the Stars were spent before anything was sent."""
         requests = BroadcastScope(chat, self._journal, self._stars)
         broadcast_scope.set(requests)  # of this worker only
+        self._serving[asyncio.current_task()] = requests
         try:
             sent = await self._attempt(chat, requests)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, NotSentError):
             self._unknown += requests.left > 0
             raise
         finally:
+            del self._serving[asyncio.current_task()]
             self._floods += requests.floods
         if sent is None:
             return None

@@ -1,0 +1,90 @@
+"""A broadcast that ends early says how far it came, however it was ended."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from bot_ratelimit import Journal, NotSentError, Progress
+
+from .virtual import Telegram, paced, virtual
+
+
+def interrupted(caplog: pytest.LogCaptureFixture) -> str:
+    (line,) = (each for each in caplog.messages if each.startswith("Broadcast interrupted: "))
+    return line
+
+
+@virtual
+async def test_a_shutdown_of_the_bot_logs_the_progress(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After SIGTERM the log says how many chats are done, and how to continue."""
+    telegram, path = Telegram(), tmp_path / "journal"
+    bot, outgoing = paced(telegram)
+    asyncio.get_running_loop().call_later(1.5, lambda: asyncio.ensure_future(outgoing.close()))
+    send = lambda chat: bot.send_message(chat, "x")  # noqa: E731 - as users write it
+    with pytest.raises(NotSentError):
+        async for _ in outgoing.broadcast(range(1, 101), send, journal=Journal(path)):
+            pass
+    line = interrupted(caplog)
+    assert f"Broadcast interrupted: {len(telegram.log)}: {len(telegram.log)} sent" in line
+    assert line.endswith(f". Run it again with {path} to continue")
+
+
+@virtual
+async def test_a_message_of_two_that_a_shutdown_cuts_is_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A chat that got one of two messages may have got what it was sent."""
+    telegram = Telegram()
+    bot, outgoing = paced(telegram, per_chat="1/minute")
+
+    async def send(chat: int) -> None:
+        await bot.send_message(chat, "1")
+        await bot.send_message(chat, "2")
+
+    asyncio.get_running_loop().call_later(3, lambda: asyncio.ensure_future(outgoing.close()))
+    with pytest.raises(NotSentError):
+        async for _ in outgoing.broadcast([1, 2], send):
+            pass
+    assert "; 2 more may have got it" in interrupted(caplog)
+
+
+@virtual
+async def test_closing_a_broadcast_waits_for_what_was_sent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing more is sent, no chat that got it is left in flight, and the log says how far."""
+    telegram, path, progress = Telegram(latency=1.0), tmp_path / "journal", Progress(999)
+    bot, outgoing = paced(telegram)
+    send = lambda chat: bot.send_message(chat, "x")  # noqa: E731 - as users write it
+    running = outgoing.broadcast(range(1, 1_000), send, journal=Journal(path), progress=progress)
+    async with aclosing(running) as outcomes:
+        async for _ in outcomes:
+            sent = len(telegram.left)
+            break
+    assert len(telegram.left) == sent > 1
+    assert len(telegram.log) == sent
+    assert Journal(path).in_flight == ()
+    assert interrupted(caplog).startswith(f"Broadcast interrupted: {sent} of 999")
+    assert "may have got it" not in interrupted(caplog)
+
+
+@virtual
+async def test_closing_a_broadcast_does_not_wait_forever(caplog: pytest.LogCaptureFixture) -> None:
+    """What has no answer after 5 s is given up and counted."""
+    latencies = iter([0.1, *[100.0] * 99])
+    telegram = Telegram(latency=lambda: next(latencies))
+    bot, outgoing = paced(telegram)
+    loop = asyncio.get_running_loop()
+    running = outgoing.broadcast(range(1, 99), lambda chat: bot.send_message(chat, "x"))
+    async with aclosing(running) as outcomes:
+        async for _ in outcomes:
+            began = loop.time()
+            break
+    assert loop.time() - began == pytest.approx(5)
+    assert f"; {len(telegram.left) - 1} more may have got it" in interrupted(caplog)
