@@ -18,6 +18,7 @@ from bot_ratelimit.config.limits_file import check_language, check_notice
 from bot_ratelimit.errors import ConfigError, NotSentError, RateLimitError
 from bot_ratelimit.incoming.debounce import Debounce
 from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
+from bot_ratelimit.limiter.counts import counts_to_reset
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import NoticeKind, NoticeResult
@@ -26,6 +27,7 @@ from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.duration import RUSSIAN_UNITS, UNITS, wait_text
 from bot_ratelimit.rules.limit import MAX_PERIOD_MS, Algorithm, Limit
 from bot_ratelimit.rules.rule import Rule, Rules, Scope, Subject, notice_rule, rule_at, rules_of
+from bot_ratelimit.storage.base import Ask, Op
 
 TEXTS: Final[Mapping[str, str]] = {
     "en": "Too many requests. Please try again in {wait}.",
@@ -193,8 +195,11 @@ class Notices:
             await event.answer(text, parse_mode=None, reply_parameters=reply)
         except NotSentError:
             # The notice would have had to wait, so a later refused message gets one.
+            own = told.source == limiter.storage.source
+            counted = limiter.storage if own else limiter.decider.standby
+            counts = counts_to_reset(limiter.key_prefix, rules_of(rule), subject)
             with suppress(RateLimitError):
-                await limiter.reset(rule, subject)
+                await counted.ask(Ask(counts, Op.RESET), timeout=limiter.timeout)
             raise
         return True
 
