@@ -176,7 +176,8 @@ class Notices:
         """Send a notice in answer to a message, unless the user was already notified."""
         _, decision, subject, limiter, data = refusal
         rule = self._once(event, decision, subject)
-        if rule is None or limiter.is_banned(subject):
+        # A refusal by on_error="deny" lasts as long as the outage, so there is no wait to name.
+        if rule is None or decision.source == "policy" or limiter.is_banned(subject):
             return False
         rules, reply = rules_of(rule), None
         if event.chat.type != ChatType.PRIVATE:
