@@ -212,7 +212,7 @@ class Admission:
     async def _charge(
         self, rules: Rules, counted: Counted, state: dict[object, Any], dispatch: Dispatch
     ) -> Decision | None:
-        """Decide and charge; None if operators have switched these rules off."""
+        """Decide and charge; None if a function or the operators say that there is no limit."""
         if self._live is not None:
             if not self._live.is_ready:
                 await self._live.begin(state[DEADLINE])
@@ -234,6 +234,8 @@ class Admission:
         except Exception as error:
             answer = self._answer_by_policy(rules, error)
             return BoundDecision.of(answer, self._limiter, NO_LIMIT, counted.subject)
+        if decision.source == "none":
+            return None
         bound = BoundDecision.of(decision, self._limiter, rules, counted.subject)
         if notes is not None:
             notes.add(due, counted, bound)
