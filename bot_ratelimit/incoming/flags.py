@@ -125,13 +125,12 @@ class Flags:
         The rules are without the penalty.
         """
         for handler, rules in self._with_rules(root):
-            flag = extract_flags(handler)[FLAG]
-            key = flag.get("key") if isinstance(flag, Mapping) else None
-            yield (
-                full_name(handler),
-                rules,
-                (key or self._names.name_of(handler, root)) in self.limits,
-            )
+            yield full_name(handler), rules, self._key_of(handler, root) in self.limits
+
+    def keys(self, root: Router) -> set[str]:
+        """Return the names under which the flags of this bot look for named limits."""
+        flagged = (each for each in _flagged(root) if not isinstance(_value(each), bool))
+        return {self._key_of(each, root) for each in flagged}
 
     def numbered(self, root: Router) -> list[str]:
         """Return the names under which handlers are counted that depend on the registration."""
@@ -142,10 +141,15 @@ class Flags:
                 found.append(name)
         return found
 
+    def _key_of(self, handler: HandlerObject, root: Router) -> str:
+        flag = _value(handler)
+        key = flag.get("key") if isinstance(flag, Mapping) else None
+        return str(key or self._names.name_of(handler, root))
+
     def _flag_of(self, handler: HandlerObject, router: Router | None) -> HandlerLimits:
         name = self._names.name_of(handler, router)
         try:
-            found = read_flag(extract_flags(handler)[FLAG], name, self.limits)
+            found = read_flag(_value(handler), name, self.limits)
             if found.collect and not handler.varkw and MESSAGES_KEY not in handler.params:
                 raise ConfigError(
                     "with collect= the handler needs the argument messages: list[Message], because "
@@ -230,6 +234,10 @@ def read_flag(value: Any, name: str, limits: NamedLimits) -> HandlerLimits:
 
 def _flagged(root: Router) -> Iterator[HandlerObject]:
     return (each for each in handlers_of(root) if FLAG in extract_flags(each))
+
+
+def _value(handler: HandlerObject) -> Any:
+    return extract_flags(handler)[FLAG]
 
 
 def _by_path(found: HandlerLimits) -> dict[str, Rule]:

@@ -70,7 +70,7 @@ class Migration(BaseMiddleware):
             # A ban of the group does not keep it from being moved.
             claimed = await self._limiter.decider.hit(rules_of(once), Subject(chat=old))
             if claimed.source == "policy":
-                raise StorageError("the storage did not answer")
+                raise StorageError("no answer from the storage")
             if not claimed.allowed:  # another instance moves it
                 return
             prefix = f"{self._limiter.key_prefix}:ratelimit:"

@@ -64,7 +64,7 @@ def warn_of_unlimited(root: Router, kind: type, uncounted: Container[str]) -> No
 
 
 def check_flags(root: Router, flags: Flags) -> None:
-    """Read all flags; log those that nothing reads, and counts whose names may change.
+    """Read all flags; log those without effect, unused named limits, and names that may change.
 
     Raises:
         ConfigError: A flag is invalid, or comes too late, or a handler is not a function.
@@ -88,6 +88,14 @@ def check_flags(root: Router, flags: Flags) -> None:
                 name,
                 ", ".join(found),
             )
+    keys = flags.keys(root)
+    if unused := flags.limits.keys() - keys:
+        log.warning(
+            "RateLimitMiddleware: no flag refers to the named limits %s; the flags of this bot "
+            "have the names %s",
+            ", ".join(sorted(unused)),
+            ", ".join(sorted(keys)) or "(there are none)",
+        )
     if numbered := flags.numbered(root):
         log.warning(
             "RateLimitMiddleware: these counts of handlers are numbered in the order of "
