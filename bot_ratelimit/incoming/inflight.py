@@ -158,9 +158,9 @@ class InFlight(BaseMiddleware):
             subject = subject_of(inner, data)
             ids = {"user": subject and subject.user, "chat": subject and subject.chat}
             keys = [(name, id_) for name, id_ in ids.items() if id_ and self._shares[name]]
-            full = 0 if subject is None else self._full(keys)
+            full = None if subject is None else self._full(keys)
             if subject is not None and full and not _always_handled(inner, data):
-                return await self._refuse(inner, subject, full, data)
+                return await self._refuse(inner, subject, *full, data)
         began = time.perf_counter()
         self._began(keys)
         try:
@@ -168,25 +168,31 @@ class InFlight(BaseMiddleware):
         finally:
             self._ended(keys, time.perf_counter() - began)
 
-    def _full(self, keys: list[tuple[str, int]]) -> int:
-        """The limit or share that is used up; 0 if there is none."""
+    def _full(self, keys: list[tuple[str, int]]) -> tuple[str, int] | None:
+        """The name and value of the bound that is reached; None if there is none."""
         limit = self.limit
         if limit is not None and self._count >= limit:
-            return limit
+            return "limit", limit
         for key in keys:
             most = self._shares[key[0]] or 0
             if self._held[key] >= most:
-                return most
-        return 0
+                return f"per_{key[0]}", most
+        return None
 
     async def _refuse(
-        self, event: TelegramObject, subject: Subject, full: int, data: dict[str, Any]
+        self, event: TelegramObject, subject: Subject, name: str, most: int, data: dict[str, Any]
     ) -> None:
         self.refused += 1
         self._observer.turned_away("busy")
         if count := self._busy.due():
-            log.warning("%d updates were refused: %d are being handled", count, self._count)
-        rule = Concurrency(full, Scope.GLOBAL, "in-flight")
+            log.warning(
+                "Updates refused: %d, the last one by %s=%d of InFlight; %d are being handled",
+                count,
+                name,
+                most,
+                self._count,
+            )
+        rule = Concurrency(most, Scope.GLOBAL, "in-flight")
         await self._telling.tell(
             event, Decision(False, rule, 0, _AGAIN, _AGAIN, "memory"), subject, data
         )
