@@ -3,6 +3,8 @@
 local bucket = {}
 algorithms.b = bucket
 
+local MOST = 2 ^ 52
+
 local function floored(us) return math.floor(us * 4) / 4 end
 local function room(rule, cost) -- the most that may be missing before a hit of this cost
   return math.ceil((rule.burst - cost) * rule.token * 4) / 4
@@ -33,7 +35,7 @@ local function store(rule)
 end
 
 function bucket.charge(rule, cost)
-  rule.missing = floored(rule.missing + cost * rule.token)
+  rule.missing = math.min(floored(rule.missing + cost * rule.token), MOST)
   store(rule)
 end
 
