@@ -3,8 +3,7 @@
 local bucket = {}
 algorithms.b = bucket
 
-local MOST = 2 ^ 52
-
+local MOST = 2 ^ 52 -- that may be missing, see token_bucket.py
 local function floored(us) return math.floor(us * 4) / 4 end
 local function room(rule, cost) -- the most that may be missing before a hit of this cost
   return math.ceil((rule.burst - cost) * rule.token * 4) / 4
