@@ -13,7 +13,7 @@ from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.observer import Observer
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import rules_of
-from bot_ratelimit.storage.base import Ask
+from bot_ratelimit.storage.base import Ask, ConnectionStatus
 from bot_ratelimit.storage.leases import Action, Claim, Grant, MemoryLeases
 from bot_ratelimit.testing import Clock
 from tests.servers import Server
@@ -69,6 +69,10 @@ class Distant(MemoryStorage):
     @property
     def key_space(self) -> str:
         return "distant"
+
+    def status(self) -> list[ConnectionStatus]:
+        name = self.server([])
+        return [ConnectionStatus(name, True, 0.3, uses_script=True, last_error="")]
 
     async def ask(self, ask: Ask, *, timeout: float) -> list[Verdict]:
         if timeout < 0.3:
