@@ -15,12 +15,7 @@ from typing import Any, Final
 from redis.asyncio.cluster import RedisCluster
 from redis.crc import key_slot
 
-from bot_ratelimit.errors import (
-    ConfigError,
-    NotConnectedError,
-    RateLimitError,
-    StorageError,
-)
+from bot_ratelimit.errors import ConfigError, NotConnectedError, RateLimitError, StorageError
 from bot_ratelimit.storage.base import ServerEvents
 from bot_ratelimit.storage.loops import PerLoop, Seldom
 from bot_ratelimit.storage.redis import driver
