@@ -1,4 +1,4 @@
-"""A bot under load that tells what limits it: run by test_three_bots.py as a process.
+"""A bot under load that tells what limits it: run by test_cli.py as a process.
 
 Each line on stdout: the time, and the limit of the decision just made, or `none`; only when it
 differs from the line before.
