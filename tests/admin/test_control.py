@@ -92,42 +92,27 @@ async def bot(storage: Storage) -> AsyncIterator[OperatedBot]:
     await instance.dispatcher.emit_shutdown()
 
 
-async def test_limits_are_those_in_force(bot: OperatedBot) -> None:
-    """Every rule of the bot is listed with its name, scope, key and origin, also when changed."""
-    found = {rule.name: rule for rule in await bot.control.limits()}
-    assert list(found) == ["messages", "chat", "global", "ban", "bots:member"]
-    assert (found["messages"].limit, found["messages"].scope) == ("3/hour", "user")
-    assert (found["ban"].ban_ms, found["ban"].origin) == (3_600_000, "code")
-    await bot.control.set_rule("messages", "2/minute", shadow=True)
-    await bot.refresh()
-    changed = {rule.name: rule for rule in await bot.control.limits()}["messages"]
-    assert (changed.limit, changed.shadow, changed.origin) == ("2/minute", True, "live")
-    assert changed.otherwise == "3/hour"
-    assert changed.rule() == Rule("2/minute", name="messages", shadow=True)
+async def test_a_refused_user_is_seen_and_forgiven(bot: OperatedBot) -> None:
+    """Every rule is listed, and what a user has left of it; reading it charges nothing.
 
-
-async def test_a_users_whole_state_is_shown_without_charging(bot: OperatedBot) -> None:
-    """The view has what is left, the wait and the key of each rule; reading it charges nothing."""
-    await bot.allowed(4)
+    Forgiving deletes counts and bans, all or rule by rule; shared counts stay.
+    """
+    rules = {rule.name: rule for rule in await bot.control.limits()}
+    assert list(rules) == ["messages", "chat", "global", "ban", "bots:member"]
+    assert (rules["messages"].limit, rules["messages"].scope) == ("3/hour", "user")
+    assert (rules["ban"].ban_ms, rules["ban"].origin) == (3_600_000, "code")
+    assert await bot.allowed(7) == 3
     for _ in range(3):
         found = await bot.control.show(ANNA)
     counts = {each.rule: each for each in found.counts}
     assert not found.allowed
-    assert [counts[name].allowed for name in ("messages", "chat")] == [False, True]
-    assert (counts["messages"].remaining, counts["messages"].capacity) == (0, 3)
-    assert 3_590 < counts["messages"].retry_after <= 3_600
-    assert found.retry_after == counts["messages"].retry_after
+    assert (counts["messages"].allowed, counts["messages"].capacity) == (False, 3)
     assert counts["messages"].key == "bot:ratelimit:messages:42"
-    assert counts["chat"].remaining == 97
+    assert (counts["messages"].remaining, counts["chat"].remaining) == (0, 97)
+    assert 3_590 < counts["messages"].retry_after <= found.retry_after <= 3_600
     stranger = await bot.control.show(Subject(user=1))
     assert stranger.allowed
     assert {each.rule: each.remaining for each in stranger.counts}["messages"] == 3
-
-
-async def test_a_refused_user_is_forgiven_and_gets_through(bot: OperatedBot) -> None:
-    """Counts and bans are deleted, all or rule by rule; shared counts stay."""
-    assert await bot.allowed(7) == 3
-    assert not (await bot.control.show(ANNA)).allowed
     assert await bot.control.forgive(ANNA, ["messages"]) == ("messages",)
     assert await bot.allowed(1) == 0  # still banned
     assert set(await bot.control.forgive(ANNA)) == {"chat", "ban"}
@@ -167,35 +152,6 @@ async def test_a_test_call_says_what_would_be_decided(bot: OperatedBot) -> None:
     assert sheets.trial(ENGLISH, await control.try_(ANNA)).lines == ["Allowed: no limit applies."]
 
 
-async def test_each_change_holds_and_can_be_rolled_back(bot: OperatedBot) -> None:
-    """Limits, switches, penalty and pause change, and a rollback restores each version."""
-    control, changes = bot.control, bot.control.changes
-    assert (await control.set_rule("messages", "1/h")).version == 1
-    assert await bot.allowed(3) == 1
-    assert (await control.set_rule("messages", off=True)).version == 2
-    await control.set_rule("ban", off=True)
-    assert await bot.allowed(3) == 3
-    await changes.rollback(1)
-    await bot.refresh()
-    assert await control.forgive(ANNA)
-    assert await bot.allowed(2) == 1
-    await changes.rollback()
-    assert (await changes.current()).rules == {"messages": {"limit": "1/hour", "off": True},
-                                               "ban": {"off": True}}  # fmt: skip
-    await changes.rollback(0)
-    await control.forgive(ANNA)
-    assert await bot.allowed(4) == 3
-    await changes.set_penalty("1/h", "2h")
-    await changes.pause("10m")
-    assert await bot.allowed(9) == 9
-    await changes.resume()
-    await changes.set_penalty(None)
-    assert (await changes.current()).penalty is None
-    assert [each.version for each in await changes.history()] == list(range(10, 0, -1))
-    with pytest.raises(ConfigError, match="there is no version 99 to roll back to: expected 0, 1"):
-        await changes.rollback(99)
-
-
 async def test_only_the_last_20_versions_and_200_changes_are_kept(bot: OperatedBot) -> None:
     """History and audit are bounded, and say when, who, what, and what was different."""
     for number in range(1, 206):
@@ -209,63 +165,73 @@ async def test_only_the_last_20_versions_and_200_changes_are_kept(bot: OperatedB
 
 
 async def test_history_and_audit_say_what_changed(bot: OperatedBot) -> None:
-    """A line for each difference, with the old and the new value; no JSON."""
-    changes = bot.control.changes
-    await bot.control.set_rule("messages", "2/minute")
-    await bot.refresh()
-    await bot.control.set_rule("messages", "9/minute", shadow=True)
-    await bot.control.set_rule("chat", off=True)
+    """Each change holds, and is a line with the old and the new value; a rollback undoes it."""
+    control, changes = bot.control, bot.control.changes
+    assert (await control.set_rule("messages", "1/h")).version == 1
+    assert await bot.allowed(2) == 1
+    await control.set_rule("messages", "9/hour", shadow=True)
+    assert await bot.allowed(3) == 3
+    changed = {rule.name: rule for rule in await control.limits()}["messages"]
+    assert (changed.limit, changed.shadow, changed.origin) == ("9/hour", True, "live")
+    assert (changed.otherwise, changed.rule().shadow) == ("3/hour", True)  # type: ignore[union-attr]
+    await control.set_rule("chat", off=True)
     await changes.set_penalty("5/hour", "2h")
     await changes.set_exempt(42, False)
     await changes.pause("1h")
+    assert await bot.allowed(9) == 9
     await changes.rollback(1)
-    said = [each.changed for each in await bot.control.audit()]
-    assert said == [each.changed for each in await bot.control.history()]
+    assert (await changes.current()).rules == {"messages": {"limit": "1/hour"}}
+    await control.forgive(ANNA)
+    assert await bot.allowed(3) == 1
+    said = [each.changed for each in await control.history()]
     assert said[1:] == [
         (said[1][0],),
         ("not exempt: 42 added",),
         ("penalty: as configured -> 2h after 5/hour",),
         ("chat: 100/hour -> 100/hour (off)",),
-        ("messages: 2/minute -> 9/minute (trial)",),
-        ("messages: 3/hour -> 2/minute",),
+        ("messages: 1/hour -> 9/hour (trial)",),
+        ("messages: 3/hour -> 1/hour",),
     ]
     assert re.fullmatch(r"all limits: on -> off until 20[-\d]+ [:\d]+ UTC", said[1][0])
     assert said[0] == (
         "chat: 100/hour (off) -> 100/hour",
-        "messages: 9/minute (trial) -> 2/minute",
+        "messages: 9/hour (trial) -> 1/hour",
         "penalty: 2h after 5/hour -> as configured",
         "not exempt: 42 removed",
         said[1][0].replace("on -> off", "off") + " -> on",
     )
+    audit = [each.changed for each in await control.audit() if "forgive" not in each.what]
+    assert audit == said
+    await changes.set_penalty(None)
+    assert (await changes.rollback()).what == "rollback to 7"
+    with pytest.raises(ConfigError, match="there is no version 99 to roll back to: expected 0, 1"):
+        await changes.rollback(99)
 
 
 async def test_a_handler_without_a_flag_gets_a_limit_of_its_own(bot: OperatedBot) -> None:
     """By the name that is listed, on every instance, previewed, in the history, and taken away."""
+    control = bot.control
     await bot.refresh()
-    (name,) = (await bot.control.instances())[0].handlers
+    (name,) = (await control.instances())[0].handlers
     assert name.endswith("Instance._handle")
     with pytest.raises(ConfigError, match="has no limit of its own: give it one"):
-        await bot.control.set_rule(name, off=True)
-    seen = await bot.control.preview(name, "2/h")
+        await control.set_rule(name, off=True)
+    seen = await control.preview(name, "2/h")
     assert limit_of(ENGLISH, seen.before) == "as every handler"
     assert (seen.after.limit, seen.before.where) == ("2/hour", name)
-    await bot.control.set_rule(name, "2/h", if_version=seen.version)
+    await control.set_rule(name, "2/h", if_version=seen.version)
     assert await bot.allowed(5) == 2
-    views = {each.name: each for each in await bot.control.limits()}
+    views = {each.name: each for each in await control.limits()}
     assert (views[name].limit, views[name].where, views[name].origin) == ("2/hour", name, "live")
-    counts = {each.rule: each.remaining for each in (await bot.control.show(ANNA)).counts}
+    counts = {each.rule: each.remaining for each in (await control.show(ANNA)).counts}
     assert (counts[name], counts["messages"]) == (0, 3)
-    changed = (f"{name}: as configured -> 2/hour",)
-    assert (await bot.control.history())[0].changed == changed
-    assert (await bot.control.audit())[0].changed == changed
-    assert name in await bot.control.forgive(ANNA)
-    await bot.control.set_rule(name, "1/h", shadow=True)
-    assert await bot.allowed(3) == 3
-    back = await bot.control.preview(name, default=True)
+    assert (await control.history())[0].changed == (f"{name}: as configured -> 2/hour",)
+    assert name in await control.forgive(ANNA)
+    back = await control.preview(name, default=True)
     assert limit_of(ENGLISH, back.after) == "as every handler"
-    await bot.control.set_rule(name, default=True)
+    await control.set_rule(name, default=True)
     assert await bot.allowed(9) == 3
-    assert name not in {each.name for each in await bot.control.limits()}
+    assert name not in {each.name for each in await control.limits()}
 
 
 async def test_a_forgotten_pause_does_not_look_healthy(bot: OperatedBot) -> None:
@@ -297,27 +263,6 @@ async def test_a_forgotten_pause_does_not_look_healthy(bot: OperatedBot) -> None
     assert (await boris.health()).off_by == "anna@shell"
 
 
-@pytest.mark.parametrize("policy", ["allow", "deny", "memory"])
-async def test_a_pause_that_goes_on_in_an_outage_is_told(policy: Any) -> None:
-    """While Redis is empty or down, the bot obeys the pause, and its operators read that."""
-    storage = FlakyStorage()
-    storage.source = "redis"
-    limiter = Limiter(storage, on_error=policy)
-    middleware = RateLimitMiddleware("1/h", limiter=limiter, live=True)
-    control = Control.of(middleware, "anna@web", patience=0)
-    await control.changes.pause("1h")
-    assert middleware.live is not None
-    await middleware.live.refresh()
-    await control.clear(everything=True)
-    assert (await control.health()).off_by == "anna@web"
-    storage.fail()
-    paused, meanwhile, *_ = sheets.health(ENGLISH, await control.health()).lines
-    assert re.fullmatch("All limits are off until 20.* UTC, by anna@web.", paused)
-    assert "meanwhile the bot handles every update, without a limit" in meanwhile
-    status, ready = await get(health_app(middleware), "/ready")
-    assert (status, ready["status"], ready["all_limits_off"]) == (200, "degraded", True)
-
-
 @pytest.mark.parametrize(
     ("policy", "meanwhile"),
     [
@@ -327,25 +272,38 @@ async def test_a_pause_that_goes_on_in_an_outage_is_told(policy: Any) -> None:
     ],
 )
 async def test_an_outage_says_first_what_it_means_for_users(
-    environment: pytest.MonkeyPatch, policy: str, meanwhile: str
+    environment: pytest.MonkeyPatch, policy: Any, meanwhile: str
 ) -> None:
     """The first sentence says what happens meanwhile, by the policy of the bot; then why.
 
-    Looking at a user is an error, not a guess.
+    Looking at a user is an error, not a guess. A pause goes on, and its operators read that.
     """
     environment.setenv("REDIS_URL", "redis://127.0.0.1:1")
     environment.setenv("RATE_LIMIT_ON_ERROR", policy)
     control = Control.from_settings(Settings(), "anna", patience=0)
     found = await control.health()
     assert not found.ok
-    assert "127.0.0.1:1" in found.problem
     first, second = sheets.health(ENGLISH, found).lines
     assert first == f"Redis does not answer: meanwhile {meanwhile}."
-    assert "127.0.0.1:1" in second
-    assert " ms" not in second
+    assert ("127.0.0.1:1" in second, " ms" in second) == (True, False)
     with pytest.raises(StorageError):
         await control.show(ANNA)
     await control.close()
+    storage = FlakyStorage()
+    storage.source = "redis"
+    middleware = await obeying("1/h", limiter=Limiter(storage, on_error=policy))
+    control = Control.of(middleware, "anna@web", patience=0)
+    await control.changes.pause("1h")
+    assert middleware.live is not None
+    await middleware.live.refresh()
+    await control.clear(everything=True)
+    assert (await control.health()).off_by == "anna@web"
+    storage.fail()
+    paused, first, *_ = sheets.health(ENGLISH, await control.health()).lines
+    assert re.fullmatch("All limits are off until 20.* UTC, by anna@web.", paused)
+    assert "meanwhile the bot handles every update, without a limit" in first
+    status, ready = await get(health_app(middleware), "/ready")
+    assert (status, ready["status"], ready["all_limits_off"]) == (200, "degraded", True)
 
 
 async def test_two_admins_do_not_overwrite_each_other(
@@ -381,34 +339,49 @@ async def test_two_admins_do_not_overwrite_each_other(
     assert set((await other.changes.current()).rules) == {"messages", "chat", "global"}
 
 
-async def test_a_roll_back_to_a_version_that_redis_has_lost_drops_nothing(bot: OperatedBot) -> None:
-    """After Redis was emptied only the newest version is known: to drop it has to be said.
+async def test_clear_forgets_counts_and_keeps_the_live_limits(
+    bot: OperatedBot, client: aioredis.Redis
+) -> None:
+    """Only this bot's counts are deleted; live limits and audit are deleted only on request.
 
-    Until the instances report again no rule is known; the error says to repeat the change.
+    Then only the newest version is known, once the instances report again: to drop it has to be
+    said. Until then no rule is known; the error says to repeat the change.
     """
     changes = bot.control.changes
+    await bot.control.set_rule("messages", "3/h")
     await bot.control.set_rule("messages", "2/h")
-    await bot.control.set_rule("chat", "20/h")
-    await bot.refresh()
+    await bot.allowed(5)
+    if bot.control.limiter.storage.source == "redis":
+        await client.mset({f"bot:ratelimit:{n}": 1 for n in range(1_200)})
+        await client.set("bot2:ratelimit:1", 1)
+        assert await bot.control.clear() >= 1_200
+        left = {key.decode() for key in await client.keys()}
+        names = ("live", "history", "audit", "instances")
+        assert left == {"bot2:ratelimit:1", *(f"bot:ratelimit:{name}" for name in names)}
+    else:
+        await bot.control.clear()
+    assert await bot.allowed(3) == 2
     await bot.control.clear(everything=True)
+    assert (await changes.current()).version == 0
     with pytest.raises(ConfigError, match=r"no running bot reports .* repeat it in a few seconds"):
         await bot.control.set_rule("messages", "1/h")
     await bot.refresh()  # writes the newest version back
     assert [each.version for each in await changes.history()] == [2]
     with pytest.raises(ConfigError, match="Redis has lost the previous version: roll back"):
         await changes.rollback()
-    assert (await changes.current()).rules.keys() == {"messages", "chat"}
+    assert (await changes.current()).rules == {"messages": {"limit": "2/hour"}}
     assert (await changes.rollback(0)).rules == {}
 
 
 async def test_an_invalid_document_hides_nothing(bot: OperatedBot) -> None:
     """The last good version is shown, with the problem, and actions on users work.
 
-    Changes refuse to build on the document and say how to get out; a rollback replaces it.
+    Changes refuse to build on the document and say how to get out; a rollback replaces it. Nor
+    do entries and reports of another version of this package hide the others.
     """
+    documents = bot.control._documents
     await bot.control.set_rule("messages", "2/h")
     assert await bot.allowed(3) == 2
-    documents = bot.control._documents
     good = await documents.read("bot:ratelimit:live")
     assert await documents.swap("bot:ratelimit:live", good, b"nonsense")
     await bot.refresh()
@@ -426,81 +399,53 @@ async def test_an_invalid_document_hides_nothing(bot: OperatedBot) -> None:
     live = await bot.control.changes.current()
     assert (live.version, live.rules) == (2, {"messages": {"limit": "2/hour"}})
     assert await bot.allowed(3) == 2
-
-
-async def test_clear_forgets_counts_and_keeps_the_live_limits(
-    bot: OperatedBot, client: aioredis.Redis
-) -> None:
-    """Only this bot's counts are deleted; live limits and audit are deleted only on request."""
-    await bot.control.set_rule("messages", "2/h")
-    await bot.allowed(5)
-    if bot.control.limiter.storage.source == "redis":
-        await client.mset({f"bot:ratelimit:{n}": 1 for n in range(1_200)})
-        await client.set("bot2:ratelimit:1", 1)
-        assert await bot.control.clear() >= 1_200
-        left = {key.decode() for key in await client.keys()}
-        names = ("live", "history", "audit", "instances")
-        assert left == {"bot2:ratelimit:1", *(f"bot:ratelimit:{name}" for name in names)}
-    else:
-        await bot.control.clear()
-    assert await bot.allowed(3) == 2
-    await bot.control.clear(everything=True)
-    assert (await bot.control.changes.current()).version == 0
+    for raw in (b'{"at": 1, "by": "new", "newer": 2}', b"[]", b"x"):
+        await documents.push("bot:ratelimit:audit", raw, 200)
+    assert len(await bot.control.audit()) == 3
+    odd = b'{"version": 1, "rejected": 0, "problem": "", "rules": [1]}'
+    for report in (b"nonsense", b"{}", odd):
+        await documents.report("bot:ratelimit:instances", "odd", report, 30)
+        found = {each.name: each for each in await bot.control.instances()}
+        assert (len(found), found["odd"].problem) == (2, "its report cannot be read")
+    assert len(await bot.control.limits()) == 5
 
 
 async def test_config_says_what_won_and_who_obeys(
-    bot: OperatedBot, environment: pytest.MonkeyPatch
+    storage: Storage,
+    bot: OperatedBot,
+    environment: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The version, the instances behind it, and each setting with where it comes from."""
+    """The version, the instances behind it, and each setting with where it comes from.
+
+    During a deployment it names the rules of an instance that differ from the list.
+    """
     environment.setenv("RATE_LIMIT_TIMEOUT", "0.5")
     environment.setenv("REDIS_PASSWORD", "hunter2")
     control = Control(bot.control.limiter, "anna", settings=Settings(), patience=0)
     await control.set_rule("messages", "2/h")
     found = await control.config()
     assert (found.live.version, len(found.instances), found.behind) == (1, 1, 1)
-    if control.limiter.storage.source == "redis":
+    if storage.source == "redis":
         said = sheets.health(ENGLISH, await control.health()).lines[0]
         assert said == "Instances that do not obey version 1 yet: 1."
-    await bot.refresh()
-    assert (await control.config()).behind == 0
-    assert [each.version for each in await control.wait_for(1)] == [1]
     settings = {each.name: each for each in found.settings}
     assert settings["RATE_LIMIT_TIMEOUT"].origin == "environment"
     assert settings["RATE_LIMIT"].origin == "code"
     assert "hunter2" not in str(found)
-
-
-async def test_instances_with_different_limits_are_told_apart(
-    storage: Storage, bot: OperatedBot, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """During a deployment, `config` names the rules of an instance that differ from the list."""
-    limiter = Limiter(storage, timeout=5)
-    newer = await obeying([Rule("9/h", name="messages")], limiter=limiter)
-    assert newer.live is not None
-    found = await bot.control.config()
-    others = [rule for each in found.instances for rule in found.differing(each)]
+    await control.changes.rollback(0)
+    await bot.refresh()
+    assert (await control.config()).behind == 0
+    assert [each.version for each in await control.wait_for(2)] == [2]
+    newer = await obeying([Rule("9/h", name="messages")], limiter=Limiter(storage, timeout=5))
+    found = await control.config()
+    (other,) = (rule for each in found.instances for rule in found.differing(each))
     listed = [rule.limit for rule in found.rules if rule.name == "messages"]
-    assert {*listed, *(rule.limit for rule in others)} == {"3/hour", "9/hour"}
-    assert len(others) == 1
+    assert {*listed, other.limit} == {"3/hour", "9/hour"}
     terminal.say(terminal.laid_out(sheets.config(ENGLISH, found)))
     assert "other limits: messages " in capsys.readouterr().out
+    assert newer.live is not None
     await newer.live.stop()
-
-
-async def test_what_another_version_wrote_hides_nothing(bot: OperatedBot) -> None:
-    """While instances are updated, what cannot be read of audit and reports hides nothing else."""
-    documents = bot.control._documents
-    await bot.control.ban(ANNA, "1h")
-    for raw in (b'{"at": 1, "by": "new", "newer": 2}', b"[]", b"x"):
-        await documents.push("bot:ratelimit:audit", raw, 200)
-    assert [entry.what for entry in await bot.control.audit()] == ["ban user 42"]
-    odd = b'{"version": 1, "rejected": 0, "problem": "", "rules": [1]}'
-    for report in (b"nonsense", b"{}", odd):
-        await documents.report("bot:ratelimit:instances", "odd", report, 30)
-        found = {each.name: each for each in await bot.control.instances()}
-        assert len(found) == 2
-        assert found["odd"].problem == "its report cannot be read"
-    assert len(await bot.control.limits()) == 5
 
 
 async def test_a_cluster_is_operated_like_one_server(tmp_path: Path) -> None:
@@ -565,43 +510,30 @@ async def test_a_ban_by_hand_is_shown_and_audited(bot: OperatedBot) -> None:
     ]
 
 
-async def test_a_ban_of_a_chat_applies_to_its_members(bot: OperatedBot) -> None:
-    """If several bans refuse a user, the one that ends last is shown."""
-    other = Subject(user=7, chat=-100)
-    await bot.control.ban(Subject(user=42), "1h", "of the user")
-    await bot.control.ban(Subject(chat=-100), "2h", "of the chat")
-    await bot.control.ban(other, "3h", "of somebody else")
-    for subject, reason in (
-        (ANNA, "of the user"),
-        (Subject(user=42, chat=-100), "of the chat"),
-        (Subject(chat=-100), "of the chat"),
-        (other, "of somebody else"),
-        (Subject(user=1), None),
-    ):
-        assert getattr((await bot.control.show(subject)).banned, "reason", None) == reason
-    assert [ban.reason for ban in await bot.control.bans(1, 1)] == ["of the chat"]
-
-
 async def test_a_ban_by_a_penalty_is_shown_and_lifted_by_forgiving(bot: OperatedBot) -> None:
     """It is listed at once with its reason; forgiving removes it, and a ban by hand stays."""
+    control = bot.control
     await bot.allowed(7)
     for _ in range(2):  # the second time it is on the list for certain
-        banned = (await bot.control.show(ANNA)).banned
+        banned = (await control.show(ANNA)).banned
         assert banned is not None
         assert (banned.by, banned.key) == ("penalty", "bot:ratelimit:ban:42")
         assert banned.until is not None
         assert 3_590 < (banned.until - banned.since).total_seconds() <= 3_601
         await asyncio.gather(*bot.middleware.limiter._bans._writes)
-    await bot.control.set_rule("ban", off=True)
+    await control.set_rule("ban", off=True)
     await bot.refresh()
-    assert (await bot.control.show(ANNA)).banned is None  # no such penalty is in force
-    await bot.control.changes.rollback()
+    assert (await control.show(ANNA)).banned is None  # no such penalty is in force
+    await control.changes.rollback()
     await bot.refresh()
-    await bot.control.ban(Subject(user=42), "2h", "by hand")
-    assert "ban" in await bot.control.forgive(ANNA)
-    await asyncio.gather(*bot.control.limiter._bans._writes)  # the list is written behind it
-    assert [ban.reason for ban in await bot.control.bans()] == ["by hand"]
-    assert await bot.control.unban(SOMEBODY)
+    await control.ban(Subject(chat=42), "2h", "by hand")
+    shown = (await control.show(ANNA)).banned  # the one that ends last
+    assert shown is not None
+    assert shown.reason == "by hand"
+    assert "ban" in await control.forgive(ANNA)
+    await asyncio.gather(*control.limiter._bans._writes)  # the list is written behind it
+    assert [ban.reason for ban in await control.bans()] == ["by hand"]
+    assert await control.unban(Subject(chat=42))
     assert await bot.allowed(1) == 1
 
 
@@ -693,8 +625,16 @@ async def test_what_the_bot_sends_is_seen(
     assert (await control.sending()).broadcasts == ()  # the bot has ended
 
 
-async def test_missing_statistics_are_an_error(bot: OperatedBot) -> None:
-    """A bot without statistics: an error with the fix, and no zeros."""
+async def test_missing_statistics_are_an_error(
+    bot: OperatedBot,
+    environment: pytest.MonkeyPatch,
+    redis_server: Server,
+    client: aioredis.Redis,
+) -> None:
+    """A bot without statistics: an error with the fix, and no zeros.
+
+    A bot without live limits does not report: then its statistics may be empty.
+    """
     reader = Limiter(bot.control.limiter.storage, timeout=5, statistics=True)
     outside = Control(reader, "anna", patience=0)
     for control in (outside, bot.control):
@@ -702,18 +642,19 @@ async def test_missing_statistics_are_an_error(bot: OperatedBot) -> None:
             with pytest.raises(ConfigError, match="pass statistics=True"):
                 await call()
         assert (await control.show(ANNA)).refused is None
-
-
-async def test_without_a_report_statistics_may_be_empty(
-    environment: pytest.MonkeyPatch, redis_server: Server, client: aioredis.Redis
-) -> None:
-    """A bot without live limits does not report: then no statistics are shown as zeros."""
     environment.setenv("REDIS_URL", redis_server.url)
+    environment.setenv("REDIS_KEY_PREFIX", "unreported")
     control = Control.from_settings(Settings(), "anna")
     assert await control.top() == ()
     assert {each.allowed for each in await control.by_hour()} == {0}
     assert (await control.show(ANNA)).refused == 0
     await control.close()
+    # In the bot's process, and from its settings, the rules are known without any report.
+    own = Control.of(RateLimitMiddleware("3/h; 9/d", limiter=Limiter(MemoryStorage())), "anna")
+    assert [rule.name for rule in await own.limits()] == ["user", "9/day", "bots:member"]
+    environment.setenv("RATE_LIMIT", "7/h")
+    (rule,) = await Control.from_settings(Settings(), "anna").limits()
+    assert (rule.name, rule.limit, rule.origin) == ("user", "7/hour", "environment")
 
 
 async def test_a_change_is_previewed(bot: OperatedBot) -> None:
@@ -752,13 +693,3 @@ async def test_a_change_is_previewed(bot: OperatedBot) -> None:
     await bot.control.changes.rollback(0)
     dropped = await preview("messages", "1/h")
     assert (dropped.before.limit, dropped.before.shadow) == ("3/hour", False)
-
-
-async def test_without_live_the_bots_own_rules_are_known(environment: pytest.MonkeyPatch) -> None:
-    """In the bot's process, and from its settings, the rules are known without any report."""
-    limiter = Limiter(MemoryStorage())
-    own = Control.of(RateLimitMiddleware("3/h; 9/d", limiter=limiter), "anna")
-    assert [rule.name for rule in await own.limits()] == ["user", "9/day", "bots:member"]
-    environment.setenv("RATE_LIMIT", "7/h")
-    (rule,) = await Control.from_settings(Settings(), "anna").limits()
-    assert (rule.name, rule.limit, rule.origin) == ("user", "7/hour", "environment")
