@@ -18,6 +18,7 @@ from bot_ratelimit.admin.words import Words
 from bot_ratelimit.config.ids import LARGEST_ID
 from bot_ratelimit.storage.base import Storage
 from tests.admin.telegram.operators import ANNA, BORIS, STRANGER, OperatedBot, operated_bot_on
+from tests.servers import Server
 
 GONE = "answered already, or is older than two minutes"
 
@@ -39,12 +40,17 @@ async def test_it_is_done_once(bot: OperatedBot) -> None:
     assert len(await bot.middleware.limiter.bans()) == 1
 
 
-async def test_the_answer_may_reach_another_instance(elsewhere: Storage, bot: OperatedBot) -> None:
+async def test_the_answer_may_reach_another_instance(
+    redis_server: Server, shared: RedisStorage
+) -> None:
     """Behind a webhook the press arrives anywhere: the question is kept beside the counts."""
-    async with operated_bot_on(elsewhere) as second:
-        await bot.says("/ban 42 1h")
-        assert "is banned" in await second.presses(bot.buttons["Ban"])
-        assert GONE in await bot.presses("Ban")
+    async with aioredis.Redis(port=redis_server.port) as client:
+        elsewhere = RedisStorage(client)
+        async with operated_bot_on(shared) as first, operated_bot_on(elsewhere) as second:
+            await first.says("/ban 42 1h")
+            assert "is banned" in await second.presses(first.buttons["Ban"])
+            assert GONE in await first.presses("Ban")
+        await elsewhere.close()
 
 
 async def test_only_who_was_asked_can_answer(bot: OperatedBot) -> None:
