@@ -20,7 +20,6 @@ import typer
 from bot_ratelimit import (
     Limiter,
     Penalty,
-    RateLimitMiddleware,
     RedisStorage,
     Rule,
     Scope,
@@ -29,24 +28,22 @@ from bot_ratelimit import (
 from bot_ratelimit.admin.cli import app
 from bot_ratelimit.admin.control import Control
 from tests.admin.shell import ROOT, python, run
+from tests.admin.web import running_bot
 from tests.incoming.support import Instance
 from tests.servers import Server, free_port
 
 
 @pytest.fixture
 async def bot(
-    redis_server: Server, client: aioredis.Redis, environment: pytest.MonkeyPatch
+    redis_server: Server, shared: RedisStorage, environment: pytest.MonkeyPatch
 ) -> AsyncIterator[Instance]:
     """A running bot in this process, and a `.env` that leads the command to its Redis."""
     Path(".env").write_text(f"REDIS_URL={redis_server.url}\nREDIS_KEY_PREFIX=shop\n")
     rules, penalty = [Rule("3/h", name="messages"), Rule("50/h", Scope.CHAT)], Penalty("99/h", "1h")
-    limits = RateLimitMiddleware(rules, client, "shop", live=True, penalty=penalty, timeout=5)
-    instance = Instance(limits, ())
-    limits.setup(instance.dispatcher)
-    instance.dispatcher.message.register(instance._handle)
-    await instance.dispatcher.emit_startup()
-    yield instance
-    await instance.dispatcher.emit_shutdown()
+    options: dict[str, Any] = {"key_prefix": "shop", "statistics": False, "penalty": penalty}
+    async with running_bot(shared, rules=rules, **options) as found:
+        assert found.instance is not None
+        yield found.instance
 
 
 async def test_a_refused_user_is_seen_and_forgiven(bot: Instance) -> None:

@@ -57,9 +57,6 @@ async def changed(admin_site: Site) -> list[Any]:
         return (await script.get("api/audit")).content
 
 
-# --- starting -------------------------------------------------------------------------------
-
-
 def test_without_anybody_who_may_it_refuses_to_start(environment: pytest.MonkeyPatch) -> None:
     """Without any way to log in, or with a token that can be guessed, the bot does not start.
 
@@ -137,9 +134,6 @@ async def test_only_what_is_configured_opens_the_page(environment: pytest.Monkey
             assert (await visitor.log_in(init_data=init_data())).status == 401
 
 
-# --- strangers ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "headers",
     [
@@ -209,9 +203,6 @@ async def test_a_stranger_cannot_map_the_site(found: Site) -> None:
         headers = (await stranger.get("")).headers
         assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
         assert headers["X-Frame-Options"] == "DENY"
-
-
-# --- sessions -------------------------------------------------------------------------------
 
 
 async def test_a_login_opens_a_session_and_a_logout_ends_it_everywhere(admin_site: Site) -> None:
@@ -310,9 +301,6 @@ async def test_another_token_ends_all_sessions() -> None:
                 assert (await other.get("api/limits")).status == 401
 
 
-# --- changes --------------------------------------------------------------------------------
-
-
 async def test_a_change_needs_the_csrf_token_of_its_session(found: Site) -> None:
     """A CSRF token that is missing, wrong, doubled or of another session gets 403.
 
@@ -369,9 +357,6 @@ async def test_a_page_of_another_site_changes_nothing(found: Site, headers: dict
     )
     assert (await reader.readline()).split()[1] == b"403"
     writer.close()
-
-
-# --- Mini App -------------------------------------------------------------------------------
 
 
 async def test_an_admin_enters_from_telegram(admin_site: Site) -> None:
@@ -454,9 +439,6 @@ async def test_a_login_says_one_thing(found: Site, visitor: Visitor) -> None:
     assert (await visitor.raw("POST", "login", b"\xff\xfe", **form)).status == 400
     assert (await visitor.get("login")).status == 401
     assert visitor.cookies() == {}
-
-
-# --- the package ----------------------------------------------------------------------------
 
 
 def test_each_front_end_imports_only_what_it_needs() -> None:

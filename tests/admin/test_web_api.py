@@ -64,9 +64,6 @@ async def test_two_admins_do_not_overwrite_each_other(running: Site) -> None:
         assert (await ben.change("PATCH", limit, off, **{"If-Match": '"2"'})).status == 200
 
 
-# --- what is wrong --------------------------------------------------------------------------
-
-
 def is_problem(reply: Reply, status: int) -> bool:
     """Whether it is a problem of RFC 9457, with the same status inside."""
     return (

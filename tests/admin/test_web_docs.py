@@ -52,16 +52,3 @@ async def test_the_examples_are_true(shared: RedisStorage, monkeypatch: pytest.M
             reply = await script.ask(method, path, json=json.loads(body) if body else None)
             assert reply.status == int(status), first
             assert shape(reply.content) == shape(json.loads(answer.replace("\n", ""))), first
-
-
-def test_every_status_of_a_problem_is_listed() -> None:
-    """The table of problems has each status that the package raises."""
-    listed = {int(each) for row in re.findall(r"^\| ([\d, ]+) \|", PAGE, re.MULTILINE)
-              for each in row.split(", ")}  # fmt: skip
-    sources = Path(api.__file__).parent.glob("*.py")
-    raised = {
-        int(status)
-        for source in sources
-        for status in re.findall(r"(?:ProblemError|InitDataError)\(\s*(\d{3})", source.read_text())
-    }
-    assert raised - {408} <= listed

@@ -69,6 +69,7 @@ async def test_a_ban_holds_until_it_is_lifted(bot: OperatedBot) -> None:
     assert await bot.is_handled()
     assert "User <code>42</code> is banned until 2" in await bot.presses("Ban")
     assert not await bot.is_handled()
+    assert "It replaces the ban " in await bot.says("/ban 42 2h")
     assert "Refused: banned for " in await bot.says("/try 42")
     assert "<code>Anna (1001)</code>, <code>selling tea</code>" in await bot.says("/bans")
     assert "User <code>42</code>: banned" in await bot.says("/who 42")
@@ -104,6 +105,7 @@ async def test_a_ban_of_an_admin_has_no_effect(bot: OperatedBot) -> None:
         ("/setlimit messages", "For example <code>/setlimit NAME 2/minute</code>"),
         ("/rollback 9", "there is no version 9 to roll back to: expected 0"),
         ("/rollback last", "To which version?"),
+        ("/ban 42 forever", "is refused forever, except payments"),
         ("/pause 1h", "<b>Switch all limits off for 1 h?</b>"),
         ("/pause", "at most a day"),
         ("/pause 2d", "a day at most"),

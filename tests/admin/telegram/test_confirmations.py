@@ -100,19 +100,6 @@ async def test_a_press_that_cannot_be_answered_still_counts(bot: OperatedBot) ->
     assert "is banned" in await bot.presses("Ban")
 
 
-async def test_a_redis_that_refuses_is_told_and_the_question_stays(
-    own_client: aioredis.Redis, own: RedisStorage
-) -> None:
-    """If the Redis user lacks a permission, the press says so, and works when that is fixed."""
-    async with operated_bot_on(own) as bot:
-        await bot.says("/ban 42 1h")
-        await own_client.acl_setuser("default", enabled=True, commands=["-getdel"])
-        assert "no permissions" in await bot.presses("Ban")
-        assert isinstance(bot.session.requests[-2], AnswerCallbackQuery)
-        await own_client.acl_setuser("default", enabled=True, commands=["+getdel"])
-        assert "is banned" in await bot.presses("Ban")
-
-
 async def test_forged_tokens_find_nothing(bot: OperatedBot) -> None:
     """A token that was never given is answered like an old one, whatever stands in it.
 

@@ -40,43 +40,34 @@ from tests.tables import table
 
 
 async def test_strangers_do_not_see_it(bot: OperatedBot) -> None:
-    """Commands and buttons of everybody else reach the bot's own handlers, and nothing is sent."""
+    """Commands and buttons of everybody else reach the bot's own handlers, and nothing is sent.
+
+    So does, also of admins, whatever is not the router's, or was not written in person: texts of a
+    channel, of an anonymous admin, forwarded, or through another bot.
+    """
     await bot.says("/ban 42 1h")
     data = bot.buttons["Ban"]
     before = len(bot.session.requests)
     assert await bot.is_handled("/limits", by=STRANGER)
     assert await bot.is_handled("/ban@some_bot 42 1h", by=STRANGER)
     assert await bot.presses(data, by=STRANGER) == ""
-    assert len(bot.handled) == 3
-    assert len(bot.session.requests) == before
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"from": ANONYMOUS_ADMIN, "sender_chat": GROUP, "chat": GROUP},
-        {"from": CHANNEL_BOT, "sender_chat": CHANNEL, "chat": GROUP},
-        {"from": user(ANNA), "sender_chat": GROUP, "chat": GROUP},
-        {"forward_origin": {"type": "user", "date": 1, "sender_user": user(STRANGER)}},
-        {"via_bot": {"id": 9, "is_bot": True, "first_name": "Inline"}},
-    ],
-    ids=["anonymous admin", "channel", "in a chat's name", "forwarded", "via a bot"],
-)
-async def test_only_what_an_admin_wrote_in_person_counts(
-    bot: OperatedBot, fields: dict[str, Any]
-) -> None:
-    """Texts of a channel, an anonymous admin or another user are no commands, even if forwarded."""
-    assert await bot.says("/ban 42 1h", **fields) == ""
-    assert len(bot.handled) == 1
-
-
-async def test_the_bots_own_commands_and_buttons_stay(bot: OperatedBot) -> None:
-    """What is not the router's goes to the bot's own handlers, for admins too."""
     assert await bot.is_handled("/start", by=ANNA)
     for data in ("rl:x", "rl::who:1:2:3", "menu", "rl::who:x:0:0:", "rl:other:limits:0:0:0:",
                  "rl::who:1:1:100:", f"rl::who:{2**60}:1:0:"):  # fmt: skip
         assert await bot.presses(data) == ""
-    assert len(bot.handled) == 8
+    forwarded: dict[str, Any] = {"type": "user", "date": 1, "sender_user": user(STRANGER)}
+    other_bot: dict[str, Any] = {"id": 9, "is_bot": True, "first_name": "Inline"}
+    not_in_person: list[dict[str, Any]] = [
+        {"from": ANONYMOUS_ADMIN, "sender_chat": GROUP, "chat": GROUP},
+        {"from": CHANNEL_BOT, "sender_chat": CHANNEL, "chat": GROUP},
+        {"from": user(ANNA), "sender_chat": GROUP, "chat": GROUP},
+        {"forward_origin": forwarded},
+        {"via_bot": other_bot},
+    ]
+    for fields in not_in_person:
+        assert await bot.says("/ban 42 1h", **fields) == "", fields
+    assert len(bot.handled) == 3 + 8 + 5
+    assert len(bot.session.requests) == before
 
 
 async def test_a_prefix_keeps_commands_apart() -> None:
@@ -121,7 +112,11 @@ async def test_in_a_group_it_answers_in_private(bot: OperatedBot) -> None:
 
 
 async def test_an_answer_that_cannot_be_edited_is_sent(bot: OperatedBot) -> None:
-    """If the message with the button is gone, what was done is told in a new one."""
+    """If the message with the button is gone, what was done is told in a new one.
+
+    Beside CallbackAnswerMiddleware, too, a button's spinner ends with exactly one answer.
+    """
+    bot.dispatcher.callback_query.middleware(CallbackAnswerMiddleware())
     edit = EditMessageText(text="")
     await bot.says("/ban 42 1h")
     gone = TelegramBadRequest(edit, "Bad Request: message to edit not found")
@@ -137,6 +132,8 @@ async def test_an_answer_that_cannot_be_edited_is_sent(bot: OperatedBot) -> None
     assert len(bot.shown) == before + 1
     await bot.presses("Refresh", message={"chat": chat(ANNA), "message_id": 1, "date": 0})  # old
     assert isinstance(bot.shown[-1], SendMessage)
+    answers = [each for each in bot.session.requests if isinstance(each, AnswerCallbackQuery)]
+    assert len(answers) == 3
 
 
 @pytest.mark.parametrize("guard", [False, True], ids=["inner", "guard"])
@@ -165,16 +162,6 @@ async def test_an_operator_can_limit_an_admin_again(bot: OperatedBot) -> None:
     await bot.asks(f"/exempt {ANNA} off", "Limit again")
     assert [await bot.is_handled(by=ANNA) for _ in range(4)] == [True] * 3 + [False]
     assert "<b>Limits</b>" in await bot.says("/limits")
-
-
-async def test_each_press_is_answered_once() -> None:
-    """Beside CallbackAnswerMiddleware, too, a button's spinner ends with exactly one answer."""
-    async with operated_bot_on(MemoryStorage()) as bot:
-        bot.dispatcher.callback_query.middleware(CallbackAnswerMiddleware())
-        await bot.says("/who 42")
-        await bot.presses("Refresh")
-        answers = [r for r in bot.session.requests if isinstance(r, AnswerCallbackQuery)]
-        assert len(answers) == 1
 
 
 async def test_a_handler_that_hides_it_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
