@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pwd
 import re
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from bot_ratelimit import (
     Scope,
     Subject,
 )
-from bot_ratelimit.admin.cli import app
+from bot_ratelimit.admin.cli import app, terminal
 from bot_ratelimit.admin.control import Control
 from tests.admin.shell import ROOT, python, run
 from tests.admin.web import running_bot
@@ -341,6 +342,14 @@ async def test_what_is_not_confirmed_is_not_done(bot: Instance, client: aioredis
     assert (done.status, done.out.splitlines()[-1]) == (0, "Keys deleted: 2")  # one of bans
     assert not await client.exists(counts[0])
     assert await client.exists(counts[1])  # of another bot
+
+
+def test_a_user_without_a_name_operates(environment: pytest.MonkeyPatch) -> None:
+    """In a container, where the user is only a number, that number is the operator's name."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        environment.delenv(name, raising=False)
+    environment.setattr(pwd, "getpwuid", dict[int, Any]().__getitem__)  # KeyError
+    assert terminal.operator() == str(os.getuid())
 
 
 def test_the_documents_have_every_command() -> None:
