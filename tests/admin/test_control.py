@@ -543,19 +543,12 @@ async def test_bots_are_operated_apart(storage: Storage) -> None:
     assert [each is not None and each.allowed for each in decisions] == [False, True]
 
 
-@pytest.fixture
-def counting(storage: Storage) -> tuple[Limiter, Control]:
-    """A limiter with statistics, and an operator in another process, if the storage is shared."""
-    limiter = Limiter(storage, timeout=5, statistics=True)
-    reader = limiter
-    if storage.source == "redis":
-        reader = Limiter(storage, timeout=5, statistics=True)
-    return limiter, Control(reader, "anna", patience=0)
-
-
-async def test_statistics_are_those_of_the_bot(counting: tuple[Limiter, Control]) -> None:
+async def test_statistics_are_those_of_the_bot(storage: Storage) -> None:
     """By hour for a chart, by rule for its use, the worst users, and how often one was refused."""
-    limiter, control = counting
+    limiter = Limiter(storage, timeout=5, statistics=True)
+    is_shared = storage.source == "redis"  # then the operator is in another process
+    reader = Limiter(storage, timeout=5, statistics=True) if is_shared else limiter
+    control = Control(reader, "anna", patience=0)
     rules = [Rule("2/h"), Rule("100/h", Scope.GLOBAL)]
     await obeying(rules, limiter=limiter)
     for user in [42] * 5 + [43] * 3:

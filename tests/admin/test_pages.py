@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from html import unescape
 from typing import Any
@@ -12,11 +11,10 @@ from typing import Any
 import pytest
 import redis.asyncio as aioredis
 
-from bot_ratelimit import Decision, Penalty, RedisStorage, Rule, Scope, Subject
+from bot_ratelimit import Decision, Penalty, RedisStorage, Rule, Subject
 from bot_ratelimit.admin.fields import Counted, checked
 from bot_ratelimit.admin.views import Total
 from bot_ratelimit.admin.web.chart import chart_of
-from bot_ratelimit.storage.base import Storage
 from tests.servers import Server
 from tests.tables import table
 
@@ -57,29 +55,18 @@ class Reader:
         return reply.words
 
 
-@asynccontextmanager
-async def reading(found: Site) -> AsyncIterator[Reader]:
-    async with found.visitor() as visitor:
-        await visitor.log_in()
-        yield Reader(visitor)
-
-
-def bot_with_page(storage: Storage, **options: Any) -> Any:
-    rules = [Rule("3/hour", name="messages"), Rule("100/hour", Scope.CHAT)]
-    return running_bot(storage, rules=rules, penalty=Penalty("20/hour", "1h"), **options)
-
-
 @pytest.fixture
 async def bot(shared: RedisStorage, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     monkeypatch.setattr("bot_ratelimit.config.live.EVERY", 0.02)
-    async with bot_with_page(shared) as found:
+    async with running_bot(shared, penalty=Penalty("20/hour", "1h")) as found:
         yield found
 
 
 @pytest.fixture
 async def reader(bot: Site) -> AsyncIterator[Reader]:
-    async with reading(bot) as found:
-        yield found
+    async with bot.visitor() as visitor:
+        await visitor.log_in()
+        yield Reader(visitor)
 
 
 async def test_nothing_that_people_wrote_becomes_html(bot: Site, reader: Reader) -> None:
@@ -164,8 +151,14 @@ async def test_two_operators_do_not_overwrite_each_other(bot: Site, reader: Read
     assert rules == {"chat": {"limit": "60/hour"}, "messages": {"limit": "9/hour"}}
 
 
-async def test_every_step_does_what_it_said(bot: Site, reader: Reader) -> None:
-    """Limit, trial, penalty, exemption, pause, resume and roll back arrive in the document."""
+async def test_every_step_does_what_it_said(
+    bot: Site, reader: Reader, client: aioredis.Redis
+) -> None:
+    """Limit, trial, penalty, exemption, pause, resume and roll back arrive in the document.
+
+    A document that nobody can read is named, with the way back.
+    """
+    changes = bot.control.changes
     trial = {"messages": {"limit": "9/hour", "shadow": True}}
     penalty = {"after": "5/minute", "ban": "1h", "grows": True}
     for path, name, value in (
@@ -179,20 +172,32 @@ async def test_every_step_does_what_it_said(bot: Site, reader: Reader) -> None:
     ):
         await reader.post(path)
         await bot.obey()
-        assert getattr(await bot.control.changes.current(), name) == value
+        assert getattr(await changes.current(), name) == value
     await reader.post("pause?how_long=1h")
     assert "All limits are off until" in await reader.words()
     await reader.post("resume")
-    assert (await bot.control.changes.current()).off_until == 0
+    assert (await changes.current()).off_until == 0
     said = await reader.post("rollback?version=1")
     assert "Version 10 is in force on 1 of 1 instances: rollback to 1" in said
-    assert (await bot.control.changes.current()).rules == trial
+    assert (await changes.current()).rules == trial
     assert {entry.by for entry in await bot.control.audit()} == {"token@web"}
+    await client.set("bot:ratelimit:live", b"{nonsense")
+    page = await reader.words()
+    said = "the live document is not JSON; a rollback replaces it with the last good version"
+    assert page.count(said) == 1
+    assert "Until then the last good version stays in force." in page
+    page = await reader.words("rollback")
+    assert "is invalid; version 10 stays in force until it is replaced." in page
+    await reader.post("rollback")
+    assert (await changes.current()).rules == trial
 
 
-async def test_forgiving_can_be_limited_to_some_rules(bot: Site, reader: Reader) -> None:
-    """Only the selected counts are deleted."""
-    await bot.send(3, 7)
+async def test_numbers_of_the_chart_are_sums_of_the_rows(bot: Site, reader: Reader) -> None:
+    """Allowed, refused and banned of all rows, also of rules that are gone, are the chart's.
+
+    By minute, so that a flood can be watched, and by hour. Only the selected counts are forgiven.
+    """
+    await bot.send(5, 7)
     page = await reader.words("forgive?user=7&rules=chat")
     assert "chat: 3 of 100 used. The count is deleted" in page
     assert "messages: 3 of 3 used" not in page
@@ -200,33 +205,22 @@ async def test_forgiving_can_be_limited_to_some_rules(bot: Site, reader: Reader)
     left = {each.rule: each.remaining for each in (await bot.control.show(Subject(7, 7))).counts}
     assert (left["messages"], left["chat"]) == (0, 100)
     assert "no such counts" in await reader.words("forgive?user=7&rules=chat")
-    assert "User 99: there was nothing to forgive." in await reader.post("forgive?user=99")
-
-
-@pytest.mark.parametrize(("path", "bars"), [("", {60, 61}), ("?hours=24", {24, 25})])
-async def test_numbers_of_the_chart_are_sums_of_the_rows(
-    bot: Site, reader: Reader, path: str, bars: set[int]
-) -> None:
-    """Allowed, refused and banned of all rows, also of rules that are gone, are the chart's.
-
-    By minute, so that a flood can be watched, and by hour.
-    """
-    await bot.send(5, 7)
     await bot.control.ban(Subject(user=7), "1h")
     await bot.send(2, 7)
     gone = Decision(True, Rule("1/s", name="gone"), 0, 0.0, 0.0, "redis")
     statistics = bot.middleware.limiter._statistics
     assert statistics is not None
     statistics.decided(gone, Subject(user=1), 0.0)
-    page = await reader.text(path)
-    assert page.count('class="slot"') in bars
-    totals = [int(each) for each in re.findall(r"<dd>(\d+)</dd>", page)]
-    table = page.partition('id="limits"')[2].partition("</table>")[0]
     number = re.compile(r'<td class="number"[^>]*>(\d+)</td>')
-    rows = [number.findall(row)[:3] for row in table.split("<tr>")]
-    sums = [sum(int(row[n]) for row in rows if len(row) == 3) for n in range(3)]
-    assert sums == totals == [4, 2, 2]
-    assert "no rule in force" in page
+    for path, bars in (("", {60, 61}), ("?hours=24", {24, 25})):
+        text = await reader.text(path)
+        assert text.count('class="slot"') in bars
+        totals = [int(each) for each in re.findall(r"<dd>(\d+)</dd>", text)]
+        table = text.partition('id="limits"')[2].partition("</table>")[0]
+        rows = [number.findall(row)[:3] for row in table.split("<tr>")]
+        sums = [sum(int(row[n]) for row in rows if len(row) == 3) for n in range(3)]
+        assert sums == totals == [4, 2, 2]
+        assert "no rule in force" in text
 
 
 async def test_the_page_shows_what_the_bot_sends(
@@ -241,8 +235,9 @@ async def test_the_page_shows_what_the_bot_sends(
         part = (await reader.words()).partition("What the bot sends")[2]
     for said in ("Waiting to be sent: ", "Answers 429: 1.", " of 1000 chats", "SendMessage"):
         assert said in part
-    async with bot_with_page(shared, statistics=False) as other, reading(other) as stranger:
-        page = await stranger.words()
+    async with running_bot(shared, statistics=False) as other, other.visitor() as visitor:
+        await visitor.log_in()
+        page = (await visitor.get("", headers=PAGE)).words
         for said in ("statistics=True", "Nobody is banned.", "Nothing was changed yet"):
             assert said in page
 
@@ -274,33 +269,18 @@ async def test_limits_that_are_off_are_not_called_on(bot: Site, reader: Reader) 
     assert "so the ban does not apply" in await reader.words("user?user=7")
 
 
-async def test_an_invalid_document_is_told_and_replaced(
-    bot: Site, reader: Reader, client: aioredis.Redis
-) -> None:
-    """A live document that nobody can read is named, with the way back."""
-    await bot.control.set_rule("messages", "9/hour")
-    await client.set("bot:ratelimit:live", b"{nonsense")
-    page = await reader.words()
-    said = "the live document is not JSON; a rollback replaces it with the last good version"
-    assert page.count(said) == 1
-    assert "Until then the last good version stays in force." in page
-    page = await reader.words("rollback")
-    assert "Roll back to version 1" in page
-    assert "is invalid; version 1 stays in force until it is replaced." in page
-    await reader.post("rollback")
-    assert (await bot.control.changes.current()).rules == {"messages": {"limit": "9/hour"}}
-
-
 async def test_an_outage_leaves_a_page(own_server: Server, own: RedisStorage) -> None:
     """With Redis away every page answers at once: the overview says what is wrong, others 503."""
-    async with bot_with_page(own) as bot, reading(bot) as reader:
+    async with running_bot(own) as bot, bot.visitor(**PAGE) as visitor:
+        await visitor.log_in()
         own_server.kill()
-        page = await reader.words()
+        page = (await visitor.get("")).words
         assert "Redis does not answer: meanwhile the bot handles every update" in page
         assert "messages 3/hour per user" in page  # what this process knows stays visible
         assert " 0 ms" not in page
         assert page.count("check that Redis is running") == 1  # the reason is said once
-        assert "Service Unavailable" in await reader.words("user?user=7", 503)
+        user = await visitor.get("user?user=7")
+        assert (user.status, "Service Unavailable" in user.words) == (503, True)
 
 
 @table(

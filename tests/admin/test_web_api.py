@@ -1,9 +1,11 @@
-"""The JSON API: what it tells, what it changes, and what it refuses."""
+"""The JSON API: what it tells, changes and refuses, as docs/admin-api.md says."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -15,6 +17,7 @@ import redis.asyncio as aioredis
 
 from bot_ratelimit import MemoryStorage, RedisStorage, Settings
 from bot_ratelimit.admin.control import Control
+from bot_ratelimit.admin.web.api import routes
 from tests.servers import Server
 
 from .web import (
@@ -27,12 +30,14 @@ from .web import (
     bot_on,
     init_data,
     running_bot,
+    sending,
     site,
 )
 
 pytestmark = pytest.mark.usefixtures("environment")
 
-ROOT = Path(__file__).parents[2]
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "admin-api.md").read_text()
+EXAMPLES = re.findall(r"```text\n(.*?)\n```", DOCUMENT, re.DOTALL)
 
 
 @pytest.fixture
@@ -265,3 +270,37 @@ async def test_a_bug_shows_nothing_of_itself(
     assert is_problem(reply, 500)
     assert "secret" not in reply.text
     assert "the secret of the house" in caplog.text
+
+
+def shape(value: Any) -> Any:
+    """Names and types of JSON, of a list those of its first element; anything instead of null."""
+    if isinstance(value, dict):
+        return {name: shape(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [shape(each) for each in value[:1]]
+    return None if value is None else type(value).__name__
+
+
+def test_every_request_is_in_the_table() -> None:
+    """The table has each route of the API, and no other."""
+    listed = set(re.findall(r"^\| `([A-Z]+) (api/\S+)` \|", DOCUMENT, re.MULTILINE))
+    found = {(each.method, each.path[1:].replace("{name:.+}", "{name}")) for each in routes()}
+    assert listed == found
+
+
+async def test_the_examples_are_true(shared: RedisStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sent one after the other, each is answered with the status and the fields that are shown."""
+    async with (
+        running_bot(shared, version=1) as found,
+        found.script() as script,
+        sending(shared, monkeypatch),
+    ):
+        await found.send(5)
+        for example in sorted(EXAMPLES, key=lambda each: "color" in each):  # that one is above
+            asked, _, told = example.partition("\n\n")
+            first, _, body = asked.partition("\n")
+            status, _, answer = told.partition("\n")
+            method, path = first.split()
+            reply = await script.ask(method, path, json=json.loads(body) if body else None)
+            assert reply.status == int(status), first
+            assert shape(reply.content) == shape(json.loads(answer.replace("\n", ""))), first
