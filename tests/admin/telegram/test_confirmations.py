@@ -93,7 +93,7 @@ async def test_it_is_too_late_after_two_minutes(storage: Storage, bot: OperatedB
 async def test_a_press_that_cannot_be_answered_still_counts(bot: OperatedBot) -> None:
     """Telegram forgets a press that waited for a bot that was down; what it says is done."""
     await bot.says("/ban 42 1h")
-    bot.session.replies["AnswerCallbackQuery"] = TelegramBadRequest(
+    bot.session.errors["AnswerCallbackQuery"] = TelegramBadRequest(
         method=AnswerCallbackQuery(callback_query_id="1"),
         message="Bad Request: query is too old and response timeout expired",
     )

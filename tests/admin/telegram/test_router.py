@@ -104,7 +104,7 @@ async def test_in_a_group_it_answers_in_private(bot: OperatedBot) -> None:
         TelegramForbiddenError(send, "Forbidden: bot can't initiate conversation with a user"),
         TelegramBadRequest(send, "Bad Request: chat not found"),
     ):
-        bot.session.replies["SendMessage"] = error
+        bot.session.errors["SendMessage"] = error
         await bot.says("/ban 1h spam", **GROUP_MESSAGE)
         asked, told = bot.shown[-2:]
         assert (asked.chat_id, told.chat_id) == (ANNA, GROUP["id"])
@@ -120,14 +120,14 @@ async def test_an_answer_that_cannot_be_edited_is_sent(bot: OperatedBot) -> None
     edit = EditMessageText(text="")
     await bot.says("/ban 42 1h")
     gone = TelegramBadRequest(edit, "Bad Request: message to edit not found")
-    bot.session.replies["EditMessageText"] = gone
+    bot.session.errors["EditMessageText"] = gone
     await bot.presses("Ban")
     assert isinstance(bot.shown[-1], SendMessage)
     assert "is banned" in str(bot.shown[-1].text)
     await bot.says("/who 42")
     before = len(bot.shown)
     same = TelegramBadRequest(edit, "Bad Request: message is not modified: ...")
-    bot.session.replies["EditMessageText"] = same
+    bot.session.errors["EditMessageText"] = same
     await bot.presses("Refresh")
     assert len(bot.shown) == before + 1
     await bot.presses("Refresh", message={"chat": chat(ANNA), "message_id": 1, "date": 0})  # old
