@@ -360,10 +360,29 @@ def test_the_documents_have_every_command() -> None:
     assert named == set(group.commands)
 
 
-def test_the_package_does_not_import_the_command() -> None:
-    """Importing bot_ratelimit loads nothing of it; without typer it says what to install."""
-    names = "[n for n in sys.modules if n in ('typer', 'rich') or '.admin' in n]"
-    assert python("-c", f"import sys, bot_ratelimit; print({names})").stdout.strip() == "[]"
+def test_each_front_end_imports_only_what_it_needs() -> None:
+    """The package imports no front end, the router and the command no web server.
+
+    Where a library is missing, one line says what to install.
+    """
+    code = """
+import sys, aiogram
+known = {*sys.modules}
+def new(*names): print(*[each for each in {*sys.modules} - known if each.startswith(names)])
+import bot_ratelimit
+new("typer", "rich", "bot_ratelimit.admin")
+import bot_ratelimit.admin as admin
+new("bot_ratelimit.admin.telegram", "bot_ratelimit.admin.web")
+admin.admin_router
+new("typer", "rich", "jinja2", "bot_ratelimit.admin.web")
+import bot_ratelimit.admin.control, bot_ratelimit.admin.cli
+new("jinja2", "aiohttp.web", "bot_ratelimit.admin.web")
+sys.modules["jinja2"] = None
+admin.admin_app(bot_ratelimit.RateLimitMiddleware(), token="correct-horse-battery")
+"""
+    ran = python("-c", code)
+    needs = "ConfigError: admin_app needs jinja2: pip install 'bot_ratelimit[admin]'"
+    assert (ran.stdout, ran.stderr.splitlines()[-1][-len(needs) :]) == ("\n\n\n\n", needs)
     main = "from bot_ratelimit.__main__ import main; main()"
     ran = python("-c", f"import sys; sys.modules['typer'] = None; {main}")
     said = "bot-ratelimit needs typer: pip install 'bot_ratelimit[cli]'"

@@ -24,7 +24,6 @@ from bot_ratelimit.admin import admin_app
 from bot_ratelimit.storage.base import Storage
 from tests.tables import table
 
-from .shell import python
 from .web import ANNA, BORIS, BOT_TOKEN, PAGE, TOKEN, Site, Visitor, bot_on, init_data, site
 
 pytestmark = pytest.mark.usefixtures("environment")
@@ -439,26 +438,3 @@ async def test_a_login_says_one_thing(found: Site, visitor: Visitor) -> None:
     assert (await visitor.raw("POST", "login", b"\xff\xfe", **form)).status == 400
     assert (await visitor.get("login")).status == 401
     assert visitor.cookies() == {}
-
-
-def test_each_front_end_imports_only_what_it_needs() -> None:
-    """The package imports no front end, the router and the command no web server.
-
-    Without jinja2 the page's error says what to install.
-    """
-    code = """
-import sys, aiogram
-before = {*sys.modules}
-def loaded(*names): print(*({*names} & ({*sys.modules} - before)))
-import bot_ratelimit.admin as admin
-loaded("bot_ratelimit.admin.telegram", "bot_ratelimit.admin.web")
-admin.admin_router
-loaded("rich", "typer", "jinja2", "bot_ratelimit.admin.web")
-import bot_ratelimit.admin.control, bot_ratelimit.admin.cli
-loaded("jinja2", "bot_ratelimit.admin.web", "aiohttp.web")
-sys.modules["jinja2"] = None
-admin.admin_app(__import__("bot_ratelimit").RateLimitMiddleware(), token="correct-horse-battery")
-"""
-    ran = python("-c", code)
-    needs = "ConfigError: admin_app needs jinja2: pip install 'bot_ratelimit[admin]'"
-    assert (ran.stdout, ran.stderr.endswith(f"{needs}\n")) == ("\n\n\n", True)

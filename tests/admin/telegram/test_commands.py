@@ -82,17 +82,6 @@ async def test_a_ban_holds_until_it_is_lifted(bot: OperatedBot) -> None:
     assert await bot.says("/bans") == "Nobody is banned."
 
 
-async def test_a_ban_of_an_admin_has_no_effect(bot: OperatedBot) -> None:
-    """The question says so, and why; unless the admin is limited again."""
-    told = f"It has no effect as long as user <code>{BORIS}</code> is exempt."
-    assert told in await bot.says(f"/ban {BORIS} 1h")
-    assert "exempt from all limits" in await bot.says(f"/who {BORIS}")
-    assert await bot.says(f"/try {BORIS}") == "Allowed: exempt from all limits."
-    await bot.asks(f"/exempt {BORIS} off", "Limit again")
-    assert "is banned" in await bot.asks(f"/ban {BORIS} 1h", "Ban")
-    assert not await bot.is_handled(by=BORIS)
-
-
 @table(
     ("command", "shown"),
     [
@@ -124,18 +113,32 @@ async def test_what_commands_understand(command: str, shown: str) -> None:
         assert shown in await bot.says(command)
 
 
-async def test_an_outdated_question_changes_nothing(bot: OperatedBot) -> None:
-    """If somebody else has changed the limits meanwhile, confirming changes nothing."""
-    await bot.says("/setlimit messages 1/h")
-    stale = bot.buttons["Change"]
-    await bot.asks("/setlimit messages 2/h", "Change", by=BORIS)
-    assert "Somebody else has changed the limits in the meantime" in await bot.presses(stale)
-    assert "2/hour" in await bot.says("/limits")
-    for command in ("/rollback", "/pause 1h", "/resume"):
+async def test_an_outdated_question_changes_nothing(
+    bot: OperatedBot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If somebody else has changed the limits meanwhile, confirming changes nothing.
+
+    Also if they change while the question, which shows the present penalty, is being put.
+    """
+    for command in ("/setlimit messages 1/h", "/rollback", "/pause 1h", "/resume"):
         await bot.says(command)
         stale = next(iter(bot.buttons.values()))
-        await bot.asks("/setlimit messages 3/h", "Change", by=BORIS)
-        assert "nothing was changed" in await bot.presses(stale)
+        await bot.asks("/setlimit messages 2/h", "Change", by=BORIS)
+        told = "Somebody else has changed the limits in the meantime; nothing was changed"
+        assert told in await bot.presses(stale)
+    assert "2/hour" in await bot.says("/limits")
+    changes, limits = Control.of(bot.middleware, "other").changes, Control.limits
+
+    async def then_changed(control: Control) -> object:
+        found = await limits(control)
+        await changes.set_penalty("9/hour", "3h")
+        return found
+
+    monkeypatch.setattr(Control, "limits", then_changed)
+    await bot.says("/penalty 4/hour 1h")
+    monkeypatch.undo()
+    await bot.presses("Change")
+    assert (await changes.current()).penalty == {"after": "9/hour", "ban": "3h"}
 
 
 async def test_history_has_a_button_for_each_version(bot: OperatedBot) -> None:
@@ -168,24 +171,6 @@ async def test_history_has_a_button_for_each_version(bot: OperatedBot) -> None:
     assert "<b>Roll back to version 0?</b>\nmessages: 1/hour -&gt; 3/hour\n" in asked
     assert "rollback to 0" in await bot.presses("Roll back")
     assert [await bot.is_handled(by=43) for _ in range(4)] == [True, True, True, False]
-
-
-async def test_a_change_while_a_penalty_is_asked_for_is_a_conflict(
-    bot: OperatedBot, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The question shows the present penalty; if that changes meanwhile, nothing is changed."""
-    changes, limits = Control.of(bot.middleware, "other").changes, Control.limits
-
-    async def then_changed(control: Control) -> object:
-        found = await limits(control)
-        await changes.set_penalty("9/hour", "3h")
-        return found
-
-    monkeypatch.setattr(Control, "limits", then_changed)
-    await bot.says("/penalty 4/hour 1h")
-    monkeypatch.undo()
-    await bot.presses("Change")
-    assert (await changes.current()).penalty == {"after": "9/hour", "ban": "3h"}
 
 
 async def test_top_and_stats_count_refusals(storage: Storage) -> None:
