@@ -43,7 +43,6 @@ async def bot(
     rules, penalty = [Rule("3/h", name="messages"), Rule("50/h", Scope.CHAT)], Penalty("99/h", "1h")
     options: dict[str, Any] = {"key_prefix": "shop", "statistics": False, "penalty": penalty}
     async with running_bot(shared, rules=rules, **options) as found:
-        assert found.instance is not None
         yield found.instance
 
 
@@ -67,26 +66,30 @@ async def test_a_refused_user_is_seen_and_forgiven(bot: Instance) -> None:
 
 
 async def test_a_limit_is_set_and_rolled_back(bot: Instance) -> None:
-    """`set` shows, asks, and waits until the instances obey; `history` and `rollback` follow."""
+    """`set` shows, asks, and waits until the instances obey; `history` and `rollback` follow.
+
+    If somebody else changes the limits before the answer, nothing is done: status 4.
+    """
     done = await run("set", "messages", "1/minute", typed="y\n")
     first, *_, last = done.out.splitlines()
     assert first == "messages: 3/hour -> 1/minute"
     assert last == "Version 1 is in force on 1 of 1 instances: set messages 1/minute"
     assert await bot.send("1", "2") == [True, False]
-    listed, audited, configured = await asyncio.gather(
-        run("history", "--json"), run("audit"), run("config", "--json")
-    )
-    assert listed.json[0]["rules"] == {"messages": {"limit": "1/minute"}}
+    listed, audited = await asyncio.gather(run("history", "--json"), run("audit"))
     assert listed.json[0]["changed"] == ["messages: 3/hour -> 1/minute"]
     assert "messages: 3/hour -> 1/minute" in audited.out
-    (rule,) = (each for each in configured.json["rules"] if each["name"] == "messages")
-    assert (rule["origin"], rule["otherwise"], rule["limit"]) == ("live", "3/hour", "1/minute")
     asked = await run("rollback", typed="n\n")
     assert (asked.status, asked.out.splitlines()[0]) == (5, "messages: 1/minute -> 3/hour")
     assert "Roll back to version 0? [y/N] not confirmed" in asked.err
     back = await run("rollback", "--yes", "--json")
     assert back.json == {"version": 2, "obeying": 1, "instances": 1}
     assert await bot.send("3") == [True]
+    process = await started("rollback")
+    assert await process.stderr.readuntil(b"[y/N] ")
+    await run("set", "messages", "9/h", "--yes")
+    _, told = await process.communicate(b"y\n")
+    assert (process.returncode, b"version 3 follows 2; look again" in told) == (4, True)
+    assert (await run("history", "--json")).json[0]["what"] == "set messages 9/hour"
 
 
 async def started(*arguments: str) -> Any:
@@ -98,17 +101,6 @@ async def started(*arguments: str) -> Any:
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-
-
-async def test_a_roll_back_does_only_what_it_has_shown(bot: Instance) -> None:
-    """If somebody else changes the limits before the answer, nothing is done: status 4."""
-    await run("set", "messages", "2/h", "--yes")
-    process = await started("rollback")
-    assert await process.stderr.readuntil(b"[y/N] ")
-    await run("set", "messages", "9/h", "--yes")
-    _, told = await process.communicate(b"y\n")
-    assert (process.returncode, b"version 2 follows 1; look again" in told) == (4, True)
-    assert (await run("history", "--json")).json[0]["what"] == "set messages 9/hour"
 
 
 async def test_it_works_in_60_columns_and_through_a_pipe(bot: Instance) -> None:
@@ -224,19 +216,11 @@ def test_a_result_that_cannot_be_written_is_one_line(
     assert (ran.returncode, ran.stderr.strip()) == (2, told)
 
 
-async def test_an_output_that_is_not_utf8_is_escaped(bot: Instance) -> None:
-    """In a terminal of another encoding, text is readable and JSON is valid."""
-    await run("ban", "42", "1h", "спам 😀", "--yes")
-    for options in ([], ["--json"]):
-        command = ("-m", "bot_ratelimit", "bans", *options)
-        ran = await asyncio.to_thread(python, *command, PYTHONIOENCODING="ascii")
-        assert ran.returncode == 0, ran.stderr
-        assert "\\u0441\\u043f" in ran.stdout
-    assert json.loads(ran.stdout)[0]["reason"] == "спам 😀"
-
-
 def test_help_version_and_mistakes_do_not_wait_for_aiogram() -> None:
-    """What needs no bot imports none; commands that only talk to Redis do not either."""
+    """What needs no bot imports none; commands that only talk to Redis do not either.
+
+    The table in docs/operate.md names every command, and none that is not there.
+    """
     statuses = {"--version": 0, "--help": 0, "bna": 2, "ban --help": 0, "health": 1}
     code = (
         "import sys\n"
@@ -249,6 +233,9 @@ def test_help_version_and_mistakes_do_not_wait_for_aiogram() -> None:
     ran = python("-c", code, REDIS_URL="redis://127.0.0.1:1")
     found = [line.split() for line in ran.stdout.splitlines() if line.endswith("False")]
     assert found == [[str(status), "False"] for status in statuses.values()], ran.stderr
+    text = (ROOT / "docs" / "operate.md").read_text("utf-8")
+    group: Any = typer.main.get_group(app)
+    assert {*re.findall(r"^\| `bot-ratelimit (\w+)", text, re.MULTILINE)} == {*group.commands}
 
 
 async def test_a_user_is_banned_and_unbanned(bot: Instance) -> None:
@@ -270,13 +257,10 @@ async def test_a_user_is_banned_and_unbanned(bot: Instance) -> None:
     assert whos == [(None, -100), (43, -100)]
     shown, tried, listed = await asyncio.gather(run("show", "42"), run("try", "42"), run("bans"))
     assert re.search(r"^Banned forever, by \S+@\S+, spam$", shown.out, re.MULTILINE)
-    assert re.search(r"^messages +3 of 3 left +now", shown.out, re.MULTILINE)
     assert (tried.status, tried.out) == (1, "Refused: banned forever.\n")
     assert re.search(r"^User 42 +forever +\S+@\S+ +spam", listed.out, re.MULTILINE)
     forgiven = await run("forgive", "42", "--yes")
     assert forgiven.out.splitlines()[-1].startswith("Still banned forever, by ")
-    await run("exempt", "42", "--yes")
-    assert "exempt from all limits, so the ban does not apply" in (await run("show", "42")).out
     limited = await run("exempt", "42", "--not", "--yes")
     assert "even if the bot's configuration exempts user 42" in limited.out + limited.err
     for command, told in (
@@ -285,7 +269,6 @@ async def test_a_user_is_banned_and_unbanned(bot: Instance) -> None:
         ("unban 43 --chat -100", "User 43 in chat -100 is not banned any more."),
     ):
         assert (await run(*command.split(), "--yes")).out.splitlines()[-1] == told
-    assert (await run("unban", "42", "--yes", "--json")).json == {"unbanned": False}
 
 
 HOSTILE = "\x1b]0;x\x07\x9b2J[/red][link=https://evil.example]\u202espam\r\nuser 43 :bomb:"
@@ -295,7 +278,10 @@ HOSTILE = "\x1b]0;x\x07\x9b2J[/red][link=https://evil.example]\u202espam\r\nuser
 async def test_what_a_terminal_would_obey_is_only_shown(
     bot: Instance, client: aioredis.Redis
 ) -> None:
-    """Escape sequences, newlines and markup in a reason, a name or an error do nothing."""
+    """Escape sequences, newlines and markup in a reason, a name or an error do nothing.
+
+    In a terminal of another encoding, text is readable and JSON is valid.
+    """
     limiter = Limiter(RedisStorage(client), key_prefix="shop", timeout=5)
     await Control(limiter, f"anna {HOSTILE}").ban(Subject(user=42), "1h", HOSTILE)
     await limiter.close()
@@ -316,6 +302,12 @@ async def test_what_a_terminal_would_obey_is_only_shown(
     wrong = await run("ban", "42", "1h", "\udcff", "--yes")  # bytes that are not UTF-8
     assert (wrong.status, wrong.out) == (2, "")
     assert wrong.err == "error: reason='\\udcff': expected text that can be written in UTF-8\n"
+    await run("ban", "42", "1h", "спам 😀", "--yes")
+    for options in ([], ["--json"]):
+        command = ("-m", "bot_ratelimit", "bans", *options)
+        found = await asyncio.to_thread(python, *command, PYTHONIOENCODING="ascii")
+        assert (found.returncode, "\\u0441\\u043f" in found.stdout) == (0, True), found.stderr
+    assert json.loads(found.stdout)[0]["reason"] == "спам 😀"
 
 
 async def test_what_is_not_confirmed_is_not_done(bot: Instance, client: aioredis.Redis) -> None:
@@ -350,14 +342,6 @@ def test_a_user_without_a_name_operates(environment: pytest.MonkeyPatch) -> None
         environment.delenv(name, raising=False)
     environment.setattr(pwd, "getpwuid", dict[int, Any]().__getitem__)  # KeyError
     assert terminal.operator() == str(os.getuid())
-
-
-def test_the_documents_have_every_command() -> None:
-    """The table in docs/operate.md names every command, and none that is not there."""
-    text = (ROOT / "docs" / "operate.md").read_text("utf-8")
-    named = set(re.findall(r"^\| `bot-ratelimit (\w+)", text, re.MULTILINE))
-    group: Any = typer.main.get_group(app)
-    assert named == set(group.commands)
 
 
 def test_each_front_end_imports_only_what_it_needs() -> None:

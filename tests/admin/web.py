@@ -128,8 +128,8 @@ class Site:
     middleware: RateLimitMiddleware
     now: Now
     root: str
-    instance: Instance | None = None
-    """The bot, if it runs."""
+    instance: Any = None
+    """An `Instance`: the bot, if it runs."""
 
     @property
     def url(self) -> str:
@@ -142,7 +142,6 @@ class Site:
 
     async def send(self, times: int, id_: int = 42) -> int:
         """How many of so many messages of a user are handled."""
-        assert self.instance is not None
         sender = {"from": user(id_), "chat": chat(id_)}
         return sum(await self.instance.send(*["hi"] * times, **sender))
 
