@@ -22,7 +22,6 @@ from bot_ratelimit import (
 )
 from bot_ratelimit.admin import admin_app
 from bot_ratelimit.storage.base import Storage
-from tests.tables import table
 
 from .web import ANNA, BORIS, BOT_TOKEN, PAGE, TOKEN, Site, Visitor, bot_on, init_data, site
 
@@ -59,22 +58,11 @@ async def changed(admin_site: Site) -> list[Any]:
 def test_without_anybody_who_may_it_refuses_to_start(environment: pytest.MonkeyPatch) -> None:
     """Without any way to log in, or with a token that can be guessed, the bot does not start.
 
-    The error does not show the token.
+    The error does not show the token. Each wrong argument is one error, with the fix.
     """
-    with pytest.raises(ConfigError, match="nobody would have access: set RATE_LIMIT_ADMIN_TOKEN"):
-        admin_app(RateLimitMiddleware())
-    for token in ("", "fifteen-letters", "aaaaaaaaaaaaaaaaaaaaaa", "with spaces in the middle"):
-        with pytest.raises(ConfigError, match=r"RATE_LIMIT_ADMIN_TOKEN.*16 to 512") as caught:
-            admin_app(RateLimitMiddleware(), token=token)
-        assert not token or token not in str(caught.value)
-        environment.setenv("RATE_LIMIT_ADMIN_TOKEN", token or "x")
-        with pytest.raises(ConfigError, match="RATE_LIMIT_ADMIN_TOKEN"):
-            admin_app(RateLimitMiddleware())
-
-
-@table(
-    ("options", "message"),
-    [
+    middleware = RateLimitMiddleware()
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({}, "nobody would have access: set RATE_LIMIT_ADMIN_TOKEN"),
         ({"admins": [42]}, "pass bot_token= too"),
         ({"admins": [42], "bot_token": "YOUR_TOKEN"}, "bot_token: expected the bot's token"),
         ({"admins": [42], "bot_token": SecretStr(BOT_TOKEN)}, "bot_token: expected"),
@@ -83,13 +71,17 @@ def test_without_anybody_who_may_it_refuses_to_start(environment: pytest.MonkeyP
         ({"token": TOKEN, "trusted_proxies": None}, "trusted_proxies=None: expected a list"),
         ({"token": TOKEN, "trusted_proxies": [1]}, "trusted_proxies: '1' does not"),
         ({"middleware": MemoryStorage(), "token": TOKEN}, "middleware is a MemoryStorage"),
-    ],
-)
-def test_an_argument_that_makes_no_sense_is_named(options: Any, message: str) -> None:
-    """Each wrong argument is one error, with the fix."""
-    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
-        admin_app(**{"middleware": RateLimitMiddleware()} | options)
-    assert "YOUR_TOKEN" not in str(caught.value)
+    ]
+    for options, message in wrong:
+        with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+            admin_app(**{"middleware": middleware} | options)
+        assert "YOUR_TOKEN" not in str(caught.value)
+    for token in ("", "fifteen-letters", "aaaaaaaaaaaaaaaaaaaaaa", "with spaces in the middle"):
+        environment.setenv("RATE_LIMIT_ADMIN_TOKEN", token or "x")
+        for argument in (token, None):
+            with pytest.raises(ConfigError, match=r"RATE_LIMIT_ADMIN_TOKEN.*16 to 512") as caught:
+                admin_app(middleware, token=argument)
+            assert not token or token not in str(caught.value)
 
 
 @pytest.mark.parametrize("root", ["/", "/ops/admin/"])
@@ -422,8 +414,11 @@ async def test_init_data_that_is_not_right_opens_nothing(
     assert (await visitor.get("api/limits")).status == 401
 
 
-async def test_a_login_says_one_thing(found: Site, visitor: Visitor) -> None:
-    """A login with two secrets, none, or in an unknown format is a mistake, not an attempt."""
+async def test_a_login_says_one_thing(visitor: Visitor) -> None:
+    """A login with two secrets, none, or in an unknown format is a mistake, not an attempt.
+
+    Who logs in with the token may give a name for the audit, which cannot be a Telegram user's id.
+    """
     both = {"token": TOKEN, "init_data": init_data()}
     twice = [("token", TOKEN), ("token", "x")]
     for data in (both, twice, {}, {"password": TOKEN}):
@@ -437,4 +432,9 @@ async def test_a_login_says_one_thing(found: Site, visitor: Visitor) -> None:
     assert (await visitor.raw("POST", "login", b"token=%ff%ed%a0%80", **form)).status == 401
     assert (await visitor.raw("POST", "login", b"\xff\xfe", **form)).status == 400
     assert (await visitor.get("login")).status == 401
+    for name in ("4242", "<b>", "a" * 41):
+        assert (await visitor.log_in(token=TOKEN, name=name)).status == 422
     assert visitor.cookies() == {}
+    await visitor.log_in(token=TOKEN, name="Anna B.")
+    await visitor.change("PUT", "api/bans/7", {"how_long": "1h"})
+    assert (await visitor.get("api/audit")).content[0]["by"] == "Anna B.@web"

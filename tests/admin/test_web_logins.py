@@ -254,16 +254,6 @@ async def test_sessions_end_when_redis_is_emptied(
         assert (await thief.get("api/limits")).status == 401
 
 
-async def test_the_audit_has_the_name_given_at_the_login(visitor: Visitor) -> None:
-    """Who logs in with the token gives a name once; it is never taken for a Telegram user's id."""
-    reply = await visitor.log_in(token=TOKEN, name="Anna B.")
-    assert reply.content["by"] == "Anna B.@web"
-    await visitor.change("PUT", "api/bans/7", {"how_long": "1h"})
-    assert (await visitor.get("api/audit")).content[0]["by"] == "Anna B.@web"
-    for name in ("4242", "<b>", "a" * 41):
-        assert (await visitor.log_in(token=TOKEN, name=name)).status == 422
-
-
 async def test_a_broken_body_is_no_error_in_the_log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
