@@ -414,6 +414,8 @@ async def test_config_says_what_won_and_who_obeys(
     await control.set_rule("messages", "2/h")
     found = await control.config()
     assert (found.live.version, len(found.instances), found.behind) == (1, 1, 1)
+    (instance,) = sheets.config(ENGLISH, found).more[0].rows
+    assert instance[1:] == (0, "behind version 1")
     if storage.source == "redis":
         said = sheets.health(ENGLISH, await control.health()).lines[0]
         assert said == "Instances that do not obey version 1 yet: 1."

@@ -231,9 +231,13 @@ async def sending(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
         ):
             pass
 
+    reader = Control(Limiter(storage, timeout=5, statistics=True), "anna")
+
+    async def is_reported() -> bool:
+        return any(each.done > 5 for each in (await reader.sending()).broadcasts)
+
     broadcasting = asyncio.create_task(broadcast())
-    await eventually(lambda: len(telegram.log) > 12, within=30)
-    await asyncio.sleep(0.1)  # until that is reported
+    await eventually(is_reported, within=30)
     assert outgoing._report is not None
     await outgoing._report.statistics.flush()
     yield

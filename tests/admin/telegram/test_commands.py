@@ -70,6 +70,7 @@ async def test_a_ban_holds_until_it_is_lifted(bot: OperatedBot) -> None:
     assert "User <code>42</code> is banned until 2" in await bot.presses("Ban")
     assert not await bot.is_handled()
     assert "It replaces the ban " in await bot.says("/ban 42 2h")
+    assert "stays. It has to be lifted separately." in await bot.says("/forgive 42")
     assert "Refused: banned for " in await bot.says("/try 42")
     assert "<code>Anna (1001)</code>, <code>selling tea</code>" in await bot.says("/bans")
     assert "User <code>42</code>: banned" in await bot.says("/who 42")
