@@ -114,30 +114,24 @@ NOT_JSON = (
 )
 ODD = {
     "PATCH limits/messages": (
-        *('{"if_version": 1e3, "off": true}', '{"if_version": -1, "off": true}'),
-        *('{"if_version": true, "off": true}', "{}", '{"limit": "5 minutes"}', '{"limit": 5}'),
-        *('{"if_version": NaN, "off": true}', '{"if_version": -Infinity, "off": true}'),
-        *('{"limit": null}', '{"limit": "-1/minute"}', '{"off": "yes"}', '{"off": 1}'),
-        *('{"color": "red"}', '{"default": true, "off": true}', '{"default": true}'),
+        *('{"if_version": 1e3, "off": true}', '{"if_version": true, "off": true}', "{}"),
+        *('{"if_version": NaN, "off": true}', '{"if_version": -1, "off": true}', '{"off": "yes"}'),
+        *('{"limit": "5 minutes"}', '{"limit": 5}', '{"limit": null}', '{"color": "red"}'),
+        *('{"default": true, "off": true}', '{"default": true}'),
     ),
     "PATCH limits/nothing": ('{"off": true}',),
-    "POST users/42/forgive": (
-        *('{"rules": "messages"}', '{"rules": ["nothing"]}', '{"rules": [1]}', '{"user": 43}'),
-        '{"chat": 1.5}',
-    ),
+    "POST users/42/forgive": ('{"rules": "messages"}', '{"rules": ["nothing"]}', '{"user": 43}'),
     "PUT bans/42": (
         *("{}", '{"how_long": 3600}', '{"how_long": "a while"}', '{"how_long": "-1h"}'),
         *('{"how_long": "1h", "by": "somebody else"}', '{"how_long": "1h", "reason": "\\ud800"}'),
-        '{"how_long": "1h", "reason": "%s"}' % ("x" * 501),
     ),
     "POST rollback": ('{"version": 7}',),
-    "POST pause": ('{"how_long": "2d"}', '{"how_long": "0s"}', '{"how_long": "\\u0000"}'),
-    "POST exempt": ('{"id": 0}', '{"id": %s}' % ("9" * 30), '{"id": [42]}', '{"id": true}'),
+    "POST pause": ('{"how_long": "2d"}', '{"how_long": "\\u0000"}'),
+    "POST exempt": ('{"id": %s}' % ("9" * 30), '{"id": [42]}', '{"id": true}'),
     "POST penalty": ('{"after": "10 minutes"}', '{"after": "10/minute", "ban": ""}'),
     # A query beside a body, or a body where a query is expected, is not silently ignored.
     "PUT bans/42?chat=-100": ('{"how_long": "1h"}',),
     "PATCH limits/messages?if_version=0": ('{"limit": "1/s"}',),
-    "POST pause?how_long=1h": ('{"how_long": "1h"}',),
     "DELETE bans/42": ('{"chat": -100}',),
 }
 
