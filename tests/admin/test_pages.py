@@ -103,6 +103,8 @@ async def test_pages_need_nothing_from_elsewhere(reader: Reader) -> None:
         targets = re.findall(r'(?:href|src|action)="([^"]*)"', page)
         assert all(each.startswith(("./", "#")) for each in targets), path
         assert not re.search(r"\sstyle=|<style|\son\w+=|<script(?! src=)", page), path
+    for path, id_ in (("user?user=7&chat=-200", 7), ("user?user=-200", -200)):
+        assert f'="./exempt?id={id_}&amp;exempt=yes"' in await reader.text(path)
     for name in ("console.css", "console.js", "icon.svg"):
         text = await reader.text(f"static/{name}")
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
