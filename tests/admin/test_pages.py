@@ -137,6 +137,9 @@ async def test_what_makes_no_sense_is_told(bot: Site, reader: Reader) -> None:
         assert next(iter(fields.values())) in said
     assert (await bot.control.changes.current()).version == 0
     assert await bot.control.bans() == []
+    for name, is_limit in (("messages", True), ("ban", False)):  # what a penalty cannot be asked
+        form = await reader.text(f"limit?name={name}")
+        assert ('name="limit"' in form, 'value="trial"' in form) == (is_limit, is_limit)
 
 
 async def test_two_operators_do_not_overwrite_each_other(bot: Site, reader: Reader) -> None:
