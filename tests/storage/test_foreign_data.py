@@ -11,13 +11,15 @@ import redis.asyncio as aioredis
 
 from bot_ratelimit import ConfigError, RedisStorage
 from bot_ratelimit.storage.base import Ask, Op
-from bot_ratelimit.storage.redis.faults import translated
 from tests.benches import TIMEOUT, charge
 
 KEY = "bot:ratelimit:42"
+TOKEN = "bot:ratelimit:once:a"
 ALGORITHMS = ("", " sliding", " bucket")
 FOREIGN: dict[str, Callable[[aioredis.Redis, str], Any]] = {
     "list": lambda client, key: client.rpush(key, "x"),
+    "hash": lambda client, key: client.hset(key, "x", "y"),
+    "set": lambda client, key: client.sadd(key, "x"),
     "text": lambda client, key: client.set(key, "hello", ex=60),
     "JSON without a TTL": lambda client, key: client.set(key, '{"user": 42}'),
     "fraction": lambda client, key: client.set(key, "3.5", ex=60),
@@ -49,7 +51,7 @@ async def test_foreign_data_is_not_changed(
     calls = [
         storage.ask(Ask([charge("9/m", "first")]), timeout=TIMEOUT),
         storage.ask(Ask([one]), timeout=TIMEOUT),
-        storage.ask(Ask([other, one]), timeout=TIMEOUT),
+        storage.ask(Ask([other, one], once=TOKEN), timeout=TIMEOUT),
         storage.ask(Ask([one], Op.PEEK), timeout=TIMEOUT),
         storage.ask(Ask([one], Op.RESET), timeout=TIMEOUT),
         storage.ask(Ask([charge("9/m", "last")]), timeout=TIMEOUT),
@@ -61,23 +63,22 @@ async def test_foreign_data_is_not_changed(
         assert "choose another key_prefix" in str(error)
     assert (first, last) == ([(0, 8, 60_000_000)],) * 2
     assert await content(server, KEY) == before
-    assert not await server.exists("bot:ratelimit:b")
+    assert not await server.exists("bot:ratelimit:b", TOKEN)
 
 
 @pytest.mark.parametrize("kept", ["", "0 1 60000000 5", "hello", "0 1 6e7", "-1 0 0"])
 async def test_a_bad_shared_verdict_affects_only_its_hit(server: aioredis.Redis, kept: str) -> None:
     """A verdict with too few or too many numbers is an error of that hit only."""
-    token = "bot:ratelimit:once:a"
-    await server.set(token, kept, ex=60)
+    await server.set(TOKEN, kept, ex=60)
     storage = RedisStorage(server)
     found = await asyncio.gather(
         storage.ask(Ask([charge("9/m", "first")]), timeout=TIMEOUT),
-        storage.ask(Ask([charge("7/m")], once=token), timeout=TIMEOUT),
+        storage.ask(Ask([charge("7/m")], once=TOKEN), timeout=TIMEOUT),
         storage.ask(Ask([charge("5/m", "last")]), timeout=TIMEOUT),
         return_exceptions=True,
     )
     assert isinstance(found[1], ConfigError)
-    assert token in str(found[1])
+    assert TOKEN in str(found[1])
     assert [found[0][0].remaining, found[2][0].remaining] == [8, 4]
     assert not await server.exists(KEY)
 
@@ -91,30 +92,3 @@ async def test_only_whole_numbers_leave_the_script(server: aioredis.Redis) -> No
     assert [verdict.remaining for verdict in verdicts] == [999_999, 999_999, 99, 999_998]
     year = 366 * 86_400_000_000
     assert [verdict.reset for verdict in verdicts] == [year, year, year, 86_400]
-
-
-class OurBugError(Exception):
-    """An error that only a bug can raise."""
-
-
-@pytest.mark.parametrize(
-    "bug", [TypeError("in redis-py"), AttributeError("x"), OurBugError("ours")]
-)
-def test_a_bug_keeps_its_name(bug: Exception) -> None:
-    """An error that no server, network or setting causes is not explained by one."""
-    assert translated(bug) is bug
-
-
-def test_foreign_text_under_a_counter_is_explained() -> None:
-    """INCR's error for foreign text leads to the same advice as a wrong type."""
-    told = translated(aioredis.ResponseError("value is not an integer or out of range"))
-    assert "choose another key_prefix" in str(told)
-
-
-async def test_counters_of_older_writers_are_continued(server: aioredis.Redis) -> None:
-    """A counter of an older writer is continued and gets its missing TTL."""
-    await server.set(KEY, "1")
-    storage = RedisStorage(server)
-    (verdict,) = await storage.ask(Ask([charge("3/minute")]), timeout=TIMEOUT)
-    assert verdict.remaining == 1
-    assert 0 < await server.pttl(KEY) <= 60_000
