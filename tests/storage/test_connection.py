@@ -185,20 +185,6 @@ async def test_a_batch_may_be_several_calls(connected: Server) -> None:
     await connected.wire.reply()
 
 
-async def test_requests_to_a_far_server_do_not_wait_for_a_round_trip(
-    connected: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To a far server, requests are sent within a millisecond, beside those in progress."""
-    monkeypatch.setattr(batches, "GATHER", 0.001)
-    first = connected.ask("a", "b")
-    await eventually(lambda: len(connected.wire.sent) >= 2, within=1)
-    connected.ask("c")
-    await eventually(lambda: len(connected.wire.sent) >= 3, within=1)
-    assert connected.wire.sent == [["a"], ["b"], ["c"]]
-    await connected.wire.reply("ok", "ok")
-    assert [await each for each in first] == ["ok a", "ok b"]
-
-
 async def test_cancelled_requests(connected: Server) -> None:
     """Cancelled before it is written, a request charges nothing; after that, its reply reaches no
     other caller."""
@@ -365,7 +351,8 @@ async def test_a_late_answer_is_discarded_and_logged_once(
     assert len(connected.wires) == 1
     assert re.search(r"takes \d+\.\d\d s to answer, the timeout is 0\.02 s", str(raised.value))
     (told,) = [text for text in caplog.messages if "is alive, but took" in text]
-    assert "RATE_LIMIT_TIMEOUT" in told
+    (advised,) = re.findall(r"raise the timeout to ([\d.]+) or more .*RATE_LIMIT_TIMEOUT", told)
+    assert 0.02 < float(advised) < 1
 
 
 async def test_a_connection_without_an_answer_is_replaced(
@@ -387,39 +374,6 @@ async def test_a_connection_without_an_answer_is_replaced(
     await eventually(lambda: len(connected.wires) >= 2, within=2)
     assert connected.wires[0].is_closed
     assert isinstance(patient.exception(), StorageError)
-
-
-@pytest.mark.parametrize("took", [0.067, 0.27, 0.9, 1.07, 12.0])
-async def test_the_advised_timeout_is_long_enough(
-    took: float, connected: Server, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The log advises a time-out that is longer than the answer took; four times a short one."""
-    connected.ask("a", timeout=0.05)
-    connected.connection._batches.calls[0].sent -= took
-    await connected.wire.reply()
-    (advised,) = re.findall(r"raise the timeout to ([\d.]+) or more", caplog.text)
-    assert took < float(advised) <= max(1.3 * took, min(4.1 * took, 1.0))
-
-
-async def test_a_slow_attempt_is_followed_by_the_next_without_a_pause(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The time that a failed attempt to connect took is part of the pause after it."""
-    monkeypatch.setattr(connections, "LONGEST_BACKOFF", 0.1)
-    began: list[float] = []
-    failed: list[float] = []
-
-    async def connect() -> Any:
-        began.append(time.monotonic())
-        await asyncio.sleep(0.15)
-        failed.append(time.monotonic())
-        raise OSError("Connection refused")
-
-    monkeypatch.setattr(server, "connect", connect)
-    server.connection.open()
-    await eventually(lambda: len(began) >= 8, within=10)
-    pauses = [start - end for start, end in zip(began[3:], failed[2:], strict=False)]
-    assert min(pauses) < 0.04  # of 0.05 to 0.1
 
 
 async def test_an_attempt_that_hangs_fails_even_if_the_loop_is_blocked_again_and_again(

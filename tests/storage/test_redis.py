@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import redis.asyncio as aioredis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from bot_ratelimit import ConfigError, Limit, RedisStorage, StorageError
+from bot_ratelimit import ConfigError, Limit, Limiter, RedisStorage, StorageError, Subject
 from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.storage.base import Ask, Count, Op
 from tests.benches import TIMEOUT, charge, reset
@@ -149,6 +149,30 @@ async def test_every_kind_of_client_works(own_server: Server, tmp_path: Path, ki
         await storage.close()
         assert await client.ping()
         assert (await hit(storage, *rules))[1].remaining == 7
+
+
+@pytest.mark.parametrize("exhausted", [False, True], ids=["busy", "exhausted"])
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("kind", [aioredis.ConnectionPool, aioredis.BlockingConnectionPool])
+async def test_a_small_pool_never_opens_the_limiter(
+    own_server: Server, kind: type[aioredis.ConnectionPool], size: int, exhausted: bool
+) -> None:
+    """Redis decides everything, however few connections the bot's own client has."""
+    pool = kind(port=own_server.port, max_connections=size)
+    async with aioredis.Redis.from_pool(pool) as shared, AsyncExitStack() as stack:
+        limiter = Limiter(RedisStorage(shared), timeout=TIMEOUT)
+        stack.push_async_callback(limiter.close)
+        for i in range(size):
+            if exhausted:
+                stack.push_async_callback(pool.release, await pool.get_connection())
+            else:
+                working = asyncio.create_task(shared.blpop([f"nothing{i}"], timeout=60))
+                stack.callback(working.cancel)
+                await asyncio.sleep(0.01)
+        users = [Subject(user=user) for user in range(50)] * 10
+        found = await asyncio.gather(*(limiter.hit("3/m", user) for user in users))
+        assert {each.source for each in found} == {"redis"}
+        assert sum(each.allowed for each in found) == 150
 
 
 async def test_a_clients_own_retries_are_not_used(own_server: Server) -> None:

@@ -156,28 +156,6 @@ async def test_an_attempt_is_given_up_when_there_is_another_primary(
     assert given_up
 
 
-async def test_a_failover_by_hand_is_followed(group: Sentinels) -> None:
-    """After a manual failover all hits count on the new primary."""
-    async with limiters(group) as asked:
-        await asyncio.to_thread(group.says, group.sentinels[1].port, "FAILOVER", SERVICE)
-        async with (
-            aioredis.Redis(port=group.primary.port) as demoted,
-            aioredis.Redis(port=group.replica.port) as promoted,
-        ):
-            async with asyncio.timeout(15):
-                while (await demoted.role())[0] != b"slave":  # noqa: ASYNC110 - the servers decide
-                    await asyncio.sleep(0.01)
-            switched = monotonic()
-            back = await asyncio.gather(*map(returned, asked.values()))
-            assert max(back) - switched < BACK_WITHIN + SLACK
-            await promoted.flushall()
-            found = await asyncio.gather(
-                *(limiter.hit("99/minute", Subject(user=1)) for limiter in asked.values())
-            )
-            assert {decision.source for decision in found} == {"redis"}
-            assert int(await promoted.get("bot:ratelimit:1")) == len(found)
-
-
 @pytest.mark.parametrize("limit", ["9/minute", "9/minute sliding"])
 async def test_a_readonly_connection_is_replaced(group: Sentinels, limit: str) -> None:
     """A server that became a replica is not asked again on the same connection."""
