@@ -98,105 +98,66 @@ CLIENTS = {
 }
 
 
-Heal = Callable[[], Any]
-Fault = Callable[[ExitStack, Server, Certificates], Any]
-"""An address, what heals the fault, if anything, and what the log says."""
-
-
-def wrong_password(stack: ExitStack, server: Server, _: Certificates) -> Any:
-    heal = protect(stack, server, ">wr0ng")
-    options = {"password": "wr0ng"}
-    return Address(server.port, options=options), heal, "check the user name and the password"
-
-
-def no_password(stack: ExitStack, server: Server, _: Certificates) -> Any:
-    heal = protect(stack, server, "nopass")
-    return Address(server.port), heal, "check the user name and the password"
-
-
-def protect(stack: ExitStack, server: Server, allowed_later: str) -> Heal:
-    """Set a password on the server; one connection stays open to remove it."""
-    client = stack.enter_context(redis.Redis(port=server.port, single_connection_client=True))
-
-    def allow(*what: str) -> None:
-        client.execute_command("ACL SETUSER", "default", *what)
-
-    allow("resetpass", ">right")
-    stack.callback(allow, "nopass")
-    return partial(allow, allowed_later)
-
-
-def refused(stack: ExitStack, server: Server, _: Certificates) -> Any:
-    port = free_port()
-
-    def heal() -> None:
-        proxy = Proxy(server.port)
-        proxy.port = port
-        proxy.start()
-        stack.callback(proxy.stop)
-
-    return Address(port), heal, "Connection refused"
-
-
-def unknown_host(_: ExitStack, server: Server, __: Certificates) -> Any:
-    return Address(server.port, "nowhere.invalid"), None, "unknown host name"
-
-
-def over_tls(stack: ExitStack, server: Server, context: SSLContext, authority: str) -> Address:
-    """The server behind TLS, for a client that trusts this authority."""
-    port = stack.enter_context(distant(server.port, tls=context)).port
-    return Address(port, options={"ssl": True, "ssl_ca_certs": authority})
-
-
-def foreign_certificate(stack: ExitStack, server: Server, certificates: Certificates) -> Any:
-    context = certificates.context(foreign=True)
-    address = over_tls(stack, server, context, certificates.authority)
-    return address, lambda: certificates.use(context), "does not trust .* REDIS_TLS_CA"
-
-
-def client_certificate_missing(stack: ExitStack, server: Server, certificates: Certificates) -> Any:
-    context = certificates.context(wants_client=True)
-    return over_tls(stack, server, context, certificates.authority), None, "TLS|ssl"
-
-
-def authority_missing(stack: ExitStack, server: Server, certificates: Certificates) -> Any:
-    missing = certificates.authority + ".missing"
-    heal = lambda: Path(missing).write_text(Path(certificates.authority).read_text())  # noqa: E731 - short
-    stack.callback(Path(missing).unlink, missing_ok=True)
-    address = over_tls(stack, server, certificates.context(), missing)
-    return address, heal, "check the paths in REDIS_TLS_CA"
-
-
-def tls_to_plain(_: ExitStack, server: Server, certificates: Certificates) -> Any:
-    options = {"ssl": True, "ssl_ca_certs": certificates.authority}
-    return Address(server.port, options=options), None, "redis://"
-
-
-def plain_to_tls(stack: ExitStack, server: Server, certificates: Certificates) -> Any:
-    port = stack.enter_context(distant(server.port, tls=certificates.context())).port
-    return Address(port), None, "use rediss://"
-
-
-def too_many_clients(stack: ExitStack, server: Server, _: Certificates) -> Any:
-    client = stack.enter_context(redis.Redis(port=server.port))
-    client.config_set("maxclients", 1)
-    heal = lambda: client.config_set("maxclients", 1000)  # noqa: E731 - short
-    stack.callback(heal)
-    return Address(server.port), heal, "raise maxclients on the server"
-
-
-FAULTS: list[Fault] = [
-    wrong_password,
-    no_password,
-    refused,
-    unknown_host,
-    foreign_certificate,
-    client_certificate_missing,
-    authority_missing,
-    tls_to_plain,
-    plain_to_tls,
-    too_many_clients,
+Fault = tuple[Address, Callable[[], Any] | None, str]
+"""Where a client connects, what heals the fault, if anything, and what the log says."""
+FAULTS = [
+    *("wrong password", "no password", "refused", "unknown host", "foreign certificate"),
+    *("no certificate", "authority missing", "TLS to plain", "plain to TLS", "too many clients"),
 ]
+
+
+def begin(fault: str, stack: ExitStack, server: Server, certificates: Certificates) -> Fault:
+    admin = stack.enter_context(redis.Redis(port=server.port, single_connection_client=True))
+    trusting = {"ssl": True, "ssl_ca_certs": certificates.authority}
+
+    def over_tls(**options: bool) -> tuple[SSLContext, int]:
+        context = certificates.context(**options)
+        return context, stack.enter_context(distant(server.port, tls=context)).port
+
+    match fault:
+        case "wrong password" | "no password":
+            has = {"password": "wr0ng"} if fault == "wrong password" else {}
+            allow = partial(admin.execute_command, "ACL SETUSER", "default")
+            allow("resetpass", ">right")
+            stack.callback(allow, "nopass")
+            heal = partial(allow, ">wr0ng" if has else "nopass")
+            return Address(server.port, options=has), heal, "check the user name and the password"
+        case "refused":
+            proxy = Proxy(server.port)
+            proxy.port = free_port()
+
+            def listen() -> None:
+                proxy.start()
+                stack.callback(proxy.stop)
+
+            return Address(proxy.port), listen, "Connection refused"
+        case "unknown host":
+            return Address(server.port, "nowhere.invalid"), None, "unknown host name"
+        case "foreign certificate":
+            context, port = over_tls(foreign=True)
+            heal = partial(certificates.use, context)
+            return Address(port, options=trusting), heal, "does not trust .* REDIS_TLS_CA"
+        case "no certificate":
+            _, port = over_tls(wants_client=True)
+            return Address(port, options=trusting), None, "TLS|ssl"
+        case "authority missing":
+            authority, file = (
+                Path(certificates.authority),
+                Path(f"{certificates.authority}.missing"),
+            )
+            stack.callback(file.unlink, missing_ok=True)
+            address = Address(over_tls()[1], options=trusting | {"ssl_ca_certs": str(file)})
+            heal = partial(file.write_bytes, authority.read_bytes())
+            return address, heal, "check the paths in REDIS_TLS_CA"
+        case "TLS to plain":
+            return Address(server.port, options=trusting), None, "redis://"
+        case "plain to TLS":
+            return Address(over_tls()[1]), None, "use rediss://"
+        case _:
+            admin.config_set("maxclients", 1)
+            heal = partial(admin.config_set, "maxclients", 1000)
+            stack.callback(heal)
+            return Address(server.port), heal, "raise maxclients on the server"
 
 
 def alone(storage: Storage) -> Limiter:
@@ -219,7 +180,7 @@ async def until(condition: Callable[[], object], limiter: Limiter, seconds: floa
 @pytest.mark.parametrize("kind", CLIENTS)
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_the_real_reason_is_logged(
-    fault: Fault,
+    fault: str,
     kind: str,
     request: pytest.FixtureRequest,
     certificates: Certificates,
@@ -228,7 +189,7 @@ async def test_the_real_reason_is_logged(
     """The log says once host and port, reason and fix, no secret, and later the recovery."""
     server: Server = request.getfixturevalue("node" if kind == "Cluster" else "plain")
     with ExitStack() as stack:
-        address, heal, told = fault(stack, server, certificates)
+        address, heal, told = begin(fault, stack, server, certificates)
         limiter = alone(CLIENTS[kind](stack, address))
 
         def lines() -> list[str]:

@@ -11,7 +11,6 @@ import pytest
 import redis
 import redis.asyncio as aioredis
 from redis._parsers.base import BaseParser
-from redis.exceptions import RedisError
 
 from bot_ratelimit import ConfigError, RedisStorage, StorageError
 from bot_ratelimit.storage.base import Ask, Count
@@ -38,30 +37,6 @@ async def user(
     await admin.acl_deluser("worker")
 
 
-running: set[asyncio.Task[None]] = set()
-
-
-async def run_a_script_for_ever(client: aioredis.Redis) -> None:
-    await client.config_set("lua-time-limit", 1)
-
-    async def run() -> None:
-        with pytest.raises(RedisError):
-            await client.eval("while true do end", 0)
-
-    running.add(asyncio.create_task(run()))
-    port = client.connection_pool.connection_kwargs["port"]
-    async with aioredis.Redis(port=port) as other, asyncio.timeout(5):
-        with pytest.raises(RedisError, match="BUSY"):
-            await keep_asking(other)
-
-
-async def keep_asking(client: aioredis.Redis) -> None:
-    """Ping until the server is too busy to answer."""
-    while True:
-        await client.ping()
-        await asyncio.sleep(0.001)
-
-
 OUTAGES: dict[str, tuple[Callable[..., Awaitable[Any]], Callable[..., Awaitable[Any]]]] = {
     "READONLY": (
         lambda admin: admin.execute_command("REPLICAOF", "127.0.0.1", free_port()),
@@ -82,25 +57,18 @@ OUTAGES: dict[str, tuple[Callable[..., Awaitable[Any]], Callable[..., Awaitable[
         ),
         lambda admin: admin.execute_command("REPLICAOF", "NO", "ONE"),
     ),
-    "BUSY": (run_a_script_for_ever, lambda admin: admin.script_kill()),
 }
 
 
-CASES = [
-    (outage, algorithm)
-    for outage in OUTAGES
-    for algorithm in ("", " sliding", " bucket")
-    # A script that has already written, here by deleting old hits, continues without memory.
-    if (outage, algorithm) != ("OOM", " sliding")
-]
-
-
 @pytest.mark.parametrize("loaded", [True, False], ids=["warm", "cold"])
-@pytest.mark.parametrize(("outage", "algorithm"), CASES)
+@pytest.mark.parametrize("algorithm", ["", " sliding", " bucket"])
+@pytest.mark.parametrize("outage", OUTAGES)
 async def test_an_outage_passes(
     own_server: Server, outage: str, algorithm: str, loaded: bool
 ) -> None:
     """A server that cannot serve now is named with the reason; later everything works again."""
+    if (outage, algorithm) == ("OOM", " sliding"):
+        return  # a script that has already written, here by deleting old hits, goes on
     begin, end = OUTAGES[outage]
     one = charge(f"9/minute{algorithm}")
     async with (
@@ -115,8 +83,6 @@ async def test_an_outage_passes(
             with pytest.raises(StorageError, match=f"^localhost:{own_server.port}: .*{outage}"):
                 await hit(storage, one)
         await end(admin)
-        while running:
-            await running.pop()
         verdicts = await storage.ask(Ask([one]), timeout=TIMEOUT)
         assert verdicts[0].remaining == 8 - loaded
 
@@ -126,6 +92,7 @@ async def test_an_outage_passes(
     [
         ("READONLY You can't write against a read only replica.", "readonly"),
         ("OOM command not allowed when used memory > 'maxmemory'.", "oom"),
+        ("BUSY Redis is busy running a script. You can only call SCRIPT KILL", "busy"),
         ("CLUSTERDOWN Hash slot not served", "clusterdown"),
         ("MASTERDOWN Link with MASTER is down", "masterdown"),
         ("TRYAGAIN Multiple keys request during rehashing of slot", "tryagain"),

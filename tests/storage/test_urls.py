@@ -121,23 +121,19 @@ def test_what_a_url_leaves_open_is_filled_in(url: str, expected: dict[str, Any])
     assert {name: options.get(name) for name in expected} == expected
 
 
-def test_the_sentinels_of_a_url_have_their_own_credentials() -> None:
-    """The user of the URL is that of Redis; sentinels get theirs from options or settings."""
-    client: Any = client_from_url("redis+sentinel://:p@h1,[::1]:7/svc?sentinel_password=q")
-    pool = client.connection_pool
-    sentinels = [each.connection_pool.connection_kwargs for each in pool.sentinel_manager.sentinels]
-    assert pool.service_name == "svc"
-    assert [(each["host"], each["port"], each["password"]) for each in sentinels] == [
-        ("h1", 26379, "q"),
-        ("::1", 7, "q"),
-    ]
-
-
-def test_the_nodes_of_a_cluster() -> None:
-    """Every node of the URL is one to begin with."""
+def test_the_hosts_of_a_url() -> None:
+    """Every node of a cluster is one to begin with. Sentinels get credentials from options or
+    settings; the user of the URL is that of Redis."""
     client = client_from_url("rediss+cluster://:p@h1,h2:7")
     assert isinstance(client, RedisCluster)
     assert driver.startup_nodes(client) == [("h1", 6379), ("h2", 7)]
+    primary: Any = client_from_url("redis+sentinel://:p@h1,[::1]:7/svc?sentinel_password=q")
+    assert primary.connection_pool.service_name == "svc"
+    sentinels = primary.connection_pool.sentinel_manager.sentinels
+    found = [each.connection_pool.connection_kwargs for each in sentinels]
+    assert [(each["host"], each["port"], each["password"]) for each in found] == [
+        *(("h1", 26379, "q"), ("::1", 7, "q")),
+    ]
 
 
 @table(
