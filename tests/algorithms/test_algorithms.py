@@ -93,26 +93,6 @@ def test_tables(table: str) -> None:
     assert waits == [us(wait) for _, _, wait in steps]
 
 
-@table("limit", ["7/minute burst 3", "3/2s burst 3", "6/s burst 60", "3/ms bucket"])
-def test_a_bucket_grants_its_burst_and_then_its_rate(limit: str) -> None:
-    """The whole burst is granted at one moment, what is said to remain and no more, and then no
-    token is later than it should be. Each comes at most a quarter of a microsecond early."""
-    parsed = Limit.parse(limit)
-    interval = parsed.period_ms * 1_000 / parsed.amount
-    hit = FUNCTIONS[BUCKET].hit
-    state, now = None, START
-    for left in reversed(range(parsed.capacity)):
-        state, verdict = hit(state, now, parsed, 1)
-        assert (verdict.wait, verdict.remaining) == (0, left)
-    for token in range(1, 200):
-        now += hit(state, now, parsed, 1)[1].wait
-        due = token * interval
-        early = 0.25 * (token + parsed.capacity)
-        assert due - early <= now - START < due + 1
-        state, verdict = hit(state, now, parsed, 1)
-        assert (verdict.wait, verdict.remaining) == (0, 0)
-
-
 @st.composite
 def limits(draw: st.DrawFn) -> Limit:
     amount = draw(st.integers(1, 9) | st.sampled_from([300_000, 1_000_000]))

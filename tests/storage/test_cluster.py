@@ -163,26 +163,6 @@ async def test_several_rules_need_a_hash_tag(cluster: Cluster) -> None:
         assert [await reset(limiter.storage, *counts) for _ in range(2)] == [3, 0]
 
 
-async def test_a_cluster_without_slots_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cluster that is being set up has no slots yet: it is asked again, by the given nodes."""
-    asked: list[str] = []
-
-    async def no_slots(connection: shards.Connection) -> tuple[list[object], shards.Connection]:
-        asked.append(connection.name)
-        return [], connection
-
-    monkeypatch.setattr(shards, "REFRESH_EVERY", 0.01)
-    monkeypatch.setattr(shards, "_slots", no_slots)
-    port = free_port()
-    storage = RedisStorage(RedisCluster(host="127.0.0.1", port=port))
-    storage.open()
-    await eventually(lambda: len(asked) >= 3)
-    with pytest.raises(StorageError, match="Connection refused"):
-        await storage.ask(Ask([charge("9/minute")]), timeout=TIMEOUT)
-    assert set(asked) == {f"127.0.0.1:{port}"}
-    await storage.close()
-
-
 async def test_a_cluster_reports_its_nodes_and_keeps_statistics(cluster: Cluster) -> None:
     """Nodes are named in the status; the statistics of an hour share a slot."""
     recorder = Recorder()

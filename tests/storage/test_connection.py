@@ -22,7 +22,7 @@ from bot_ratelimit.storage.redis import batches
 from bot_ratelimit.storage.redis import connection as connections
 from bot_ratelimit.storage.redis.connection import Connection
 from bot_ratelimit.storage.redis.encoding import encode_command
-from bot_ratelimit.storage.redis.request import AGAIN, Call, Redirect, Request
+from bot_ratelimit.storage.redis.request import Call, Redirect, Request
 from tests.benches import TIMEOUT, charge, eventually
 from tests.servers import PATIENCE
 
@@ -35,15 +35,15 @@ class Wire:
     host = "redis.test"
 
     def __init__(self) -> None:
-        self.sent: list[list[str]] = []
+        self.sent: list[str] = []
         self.is_closed = False
 
     def attach(self, on_reply: Callable[[Any], None], on_lost: Callable[[Any], None]) -> None:
         self._on_reply, self.lose = on_reply, on_lost
 
     def write(self, data: bytes, replies: int) -> None:
-        commands = data.split(b"*1\r\n")[1:]
-        self.sent.append([each.split(b"\r\n")[1].decode() for each in commands])
+        _, _, words, _ = data.decode().split("\r\n")
+        self.sent.append(words)
 
     def close(self) -> None:
         self.is_closed = True
@@ -62,17 +62,11 @@ class Words:
     """A codec: items are words, each a command; the answer is the reply and the word."""
 
     def __init__(self) -> None:
-        self.again: set[str] = set()
-        self.are_apart = False
-        """Whether each word is a call of its own, as each slot of a cluster."""
         self.callers: set[str] = set()
 
     def calls(self, requests: Sequence[Request]) -> list[Call]:
-        groups = [[each] for each in requests] if self.are_apart else [requests]
-        return [
-            Call(group, encode_command([b"+".join(each.item.encode() for each in group)]))
-            for group in groups
-        ]
+        words = b"+".join(each.item.encode() for each in requests)
+        return [Call(requests, encode_command([words]))]
 
     def read(self, call: Call, replies: list[Any]) -> Sequence[Any]:
         self.callers.add(CALLER.get())
@@ -81,9 +75,6 @@ class Words:
             raise ZeroDivisionError("a bug")
         if words[0].startswith("moved to "):
             return [Redirect(7, (words[0].removeprefix("moved to "), 7001), asking=False)]
-        if again := self.again.intersection(words):
-            self.again -= again
-            return [AGAIN] * len(words)
         return [f"{replies[0]} {word}" for word in words]
 
 
@@ -147,14 +138,14 @@ async def test_requests_during_a_batch_share_the_next_one(
     in order, and one above the bound fails alone, with its own error."""
     monkeypatch.setattr(connections, "MAX_WAITING", 4)
     tasks = connected.ask("a")
-    assert connected.wire.sent == [["a"]]
+    assert connected.wire.sent == ["a"]
     tasks += connected.ask("d", "c", "b")
     with pytest.raises(QueueFullError, match=r"4 requests already wait for redis\.test:6379"):
         connected.ask("e")
     await settled()
-    assert connected.wire.sent == [["a"]]
+    assert connected.wire.sent == ["a"]
     await connected.wire.reply()
-    assert connected.wire.sent == [["a"], ["d+c+b"]]
+    assert connected.wire.sent == ["a", "d+c+b"]
     await connected.wire.reply("yes")
     assert await asyncio.gather(*tasks) == ["ok a", "yes d", "yes c", "yes b"]
 
@@ -164,25 +155,12 @@ async def test_a_full_batch_never_waits(connected: Server, monkeypatch: pytest.M
     one gathers here."""
     monkeypatch.setattr(batches, "MAX_BATCH", 3)
     asked = connected.ask(*"abcdefgh")
-    assert connected.wire.sent == [["a"], ["b+c+d"], ["e+f+g"]]
+    assert connected.wire.sent == ["a", "b+c+d", "e+f+g"]
     await connected.wire.reply("ok", "ok")
     assert len(connected.wire.sent) == 3
     await connected.wire.reply("ok", "ok")
-    assert connected.wire.sent[3:] == [["h"]]
+    assert connected.wire.sent[3:] == ["h"]
     assert [await each for each in asked] == [f"ok {word}" for word in "abcdefgh"]
-
-
-async def test_a_batch_may_be_several_calls(connected: Server) -> None:
-    """In a cluster each slot has a call; when all are answered, the next request goes at once."""
-    connected.codec.are_apart = True
-    first = connected.ask("a", "b", "c", "d")
-    await connected.wire.reply()
-    assert connected.wire.sent == [["a"], ["b", "c", "d"]]
-    await connected.wire.reply("ok", "ok", "ok")
-    assert [await each for each in first] == ["ok a", "ok b", "ok c", "ok d"]
-    connected.ask("e")
-    assert connected.wire.sent[2:] == [["e"]]
-    await connected.wire.reply()
 
 
 async def test_cancelled_requests(connected: Server) -> None:
@@ -192,19 +170,9 @@ async def test_cancelled_requests(connected: Server) -> None:
     a.cancel()
     b.cancel()
     await connected.wire.reply("first", "second")
-    assert connected.wire.sent == [["a"], ["c"]]
+    assert connected.wire.sent == ["a", "c"]
     assert await c == "second c"
     assert len(connected.wires) == 1
-
-
-async def test_requests_that_did_not_run_are_sent_again_first(connected: Server) -> None:
-    """If the server says that nothing ran, the requests are sent again in their order."""
-    tasks = connected.ask("a", "b", "c")
-    connected.codec.again = {"a"}
-    await connected.wire.reply("no script")
-    assert connected.wire.sent == [["a"], ["a+b+c"]]
-    await connected.wire.reply()
-    assert await asyncio.gather(*tasks) == ["ok a", "ok b", "ok c"]
 
 
 async def test_a_bug_in_the_codec_fails_only_its_requests(connected: Server) -> None:
@@ -231,7 +199,7 @@ async def test_a_broken_connection_fails_only_written_requests(connected: Server
         await a
     assert raised.value.kind == "connection"
     assert (len(connected.wires), connected.wires[0].is_closed) == (2, True)
-    assert connected.wire.sent == [["b"]]
+    assert connected.wire.sent == ["b"]
     await connected.wire.reply("ok", "nobody asked")
     assert await b == "ok b"
     await eventually(lambda: len(connected.wires) == 3)
@@ -312,7 +280,7 @@ async def test_connecting_delays_no_request_beyond_its_timeout(server: Server) -
     server.opens.set()
     with pytest.raises(StorageError, match="no answer") as raised:
         await c
-    assert server.wire.sent == [["c+d"]]
+    assert server.wire.sent == ["c+d"]
     assert not isinstance(raised.value, NotConnectedError)
     await server.wire.reply()
     assert await d == "ok d"
