@@ -9,7 +9,7 @@ from time import thread_time
 import pytest
 
 from bot_ratelimit import Limit, Limiter, MemoryStorage, Penalty, Rule, Subject
-from bot_ratelimit.storage.base import Ask, Count, Op
+from bot_ratelimit.storage.base import Ask, Count
 from bot_ratelimit.testing import Clock
 from tests.benches import charge
 
@@ -102,21 +102,6 @@ def test_the_log_says_that_counts_are_forgotten(
     assert len(caplog.messages) == 2
     for part in (f"({SIZE} keys)", "RATE_LIMIT_MEMORY_SIZE", "maxsize"):
         assert part in caplog.messages[0]
-
-
-@pytest.mark.parametrize("last", [Op.HIT, Op.REFUND])
-def test_a_shorter_limit_does_not_forget_a_log(last: Op) -> None:
-    """What a sliding window of an hour counts survives a refusal or refund by one of a second."""
-    clock = Clock()
-    memory = MemoryStorage(clock=clock)
-    memory.answer(Ask([charge("3/s sliding")]))
-    for _ in range(4):
-        memory.answer(Ask([charge("5/h sliding")]))
-    memory.answer(Ask([charge("3/s sliding")], last))
-    clock.move(5)
-    memory.answer(Ask([charge("1/s", "other")]))  # which removes what has ended
-    [left] = memory.answer(Ask([charge("5/h sliding")], Op.PEEK))
-    assert left.remaining == (0 if last is Op.HIT else 1)
 
 
 def test_a_longer_limit_copies_no_counts(clock: Clock) -> None:
