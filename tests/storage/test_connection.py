@@ -313,14 +313,15 @@ async def test_a_late_answer_is_discarded_and_logged_once(
             await a
         await connected.wire.reply("late", "in time")
         assert await b == "in time b"
-        connected.ask("late", timeout=0.02)
-        await asyncio.sleep(0.03)
+        (c,) = connected.ask("c", timeout=0.02)
+        await asyncio.wait([c])
         await connected.wire.reply()
+        assert isinstance(c.exception(), StorageError)
     assert len(connected.wires) == 1
     assert re.search(r"takes \d+\.\d\d s to answer, the timeout is 0\.02 s", str(raised.value))
     (told,) = [text for text in caplog.messages if "is alive, but took" in text]
     (advised,) = re.findall(r"raise the timeout to ([\d.]+) or more .*RATE_LIMIT_TIMEOUT", told)
-    assert 0.02 < float(advised) < 1
+    assert float(advised) > 0.02
 
 
 async def test_a_connection_without_an_answer_is_replaced(

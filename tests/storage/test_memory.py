@@ -9,7 +9,7 @@ from time import thread_time
 import pytest
 
 from bot_ratelimit import Limit, Limiter, MemoryStorage, Penalty, Rule, Subject
-from bot_ratelimit.storage.base import Ask, Count
+from bot_ratelimit.storage.base import Ask, Count, Op
 from bot_ratelimit.testing import Clock
 from tests.benches import charge
 
@@ -62,19 +62,11 @@ async def test_nobody_evicts_a_ban(clock: Clock) -> None:
     assert (await limiter.peek(rules, Subject(42))).banned
 
 
-def test_among_refused_users_the_oldest_is_evicted(memory: MemoryStorage) -> None:
-    """If all users are refused, the one that was silent longest is forgotten."""
-    users = [charge("1/h", f"{i}") for i in range(SIZE + 1)]
-    for one in users:
-        for _ in range(2):
-            hit(memory, one)
-    assert [hit(memory, users[0]), hit(memory, users[-1])] == [True, False]
-
-
-def test_ended_waits_are_evicted_first(
+def test_who_is_evicted_first(
     memory: MemoryStorage, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A refused user whose wait is over is forgotten before counts that still hold."""
+    """A refused user whose wait is over is forgotten before counts that still hold. If all are
+    refused, the one that was silent longest is forgotten."""
     for i in range(SIZE // 2):
         for _ in range(2):
             hit(memory, charge("1/s", f"{i}"))
@@ -82,6 +74,11 @@ def test_ended_waits_are_evicted_first(
     strangers(memory, SIZE)
     assert len(memory._states) == SIZE
     assert caplog.messages == []
+    users = [charge("1/h", f"{i}") for i in range(SIZE + 1)]
+    for one in users:
+        for _ in range(2):
+            hit(memory, one)
+    assert [hit(memory, users[0]), hit(memory, users[-1])] == [True, False]
 
 
 def test_the_log_says_that_counts_are_forgotten(
@@ -102,6 +99,24 @@ def test_the_log_says_that_counts_are_forgotten(
     assert len(caplog.messages) == 2
     for part in (f"({SIZE} keys)", "RATE_LIMIT_MEMORY_SIZE", "maxsize"):
         assert part in caplog.messages[0]
+
+
+def test_a_shorter_limit_does_not_forget_a_log() -> None:
+    """What a sliding window of an hour counts survives a refusal or refund by one of a second."""
+    for last, remaining in ((Op.HIT, 0), (Op.REFUND, 1)):
+        clock = Clock()
+        memory, short, long = (
+            MemoryStorage(clock=clock),
+            charge("3/s sliding"),
+            charge("5/h sliding"),
+        )
+        for one in (short, long, long, long, long):
+            memory.answer(Ask([one]))
+        memory.answer(Ask([short], last))
+        clock.move(5)
+        memory.answer(Ask([charge("1/s", "other")]))  # which removes what has ended
+        [left] = memory.answer(Ask([long], Op.PEEK))
+        assert left.remaining == remaining
 
 
 def test_a_longer_limit_copies_no_counts(clock: Clock) -> None:
