@@ -93,6 +93,21 @@ def test_tables(table: str) -> None:
     assert waits == [us(wait) for _, _, wait in steps]
 
 
+@table(
+    ("limit", "pause"), [("3/2s burst 3", 333_333), ("3/ms bucket", 333), ("30/s burst 60", 33_333)]
+)  # a little less than a token takes, so that what is missing is rounded up
+def test_what_remains_of_a_bucket_is_granted_and_no_more(limit: str, pause: int) -> None:
+    """The tokens that it is said to hold can be taken at once, and one more cannot."""
+    parsed = Limit.parse(limit)
+    hit, state, now = FUNCTIONS[BUCKET].hit, None, START
+    for _ in range(400):
+        state, verdict = hit(state, now, parsed, 1)
+        assert hit(state, now, parsed, verdict.remaining)[1].wait == 0
+        if verdict.remaining < parsed.capacity:
+            assert hit(state, now, parsed, verdict.remaining + 1)[1].wait > 0
+        now += pause
+
+
 @st.composite
 def limits(draw: st.DrawFn) -> Limit:
     amount = draw(st.integers(1, 9) | st.sampled_from([300_000, 1_000_000]))

@@ -1,4 +1,4 @@
-"""What is used of redis-py exists in the installed version, and works."""
+"""Connections of redis-py that are taken over: their ends, their replies, their attributes."""
 
 from __future__ import annotations
 
@@ -8,49 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 import redis.asyncio as aioredis
-from redis.asyncio.cluster import ClusterNode, RedisCluster
-from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
 
 import bot_ratelimit
 from bot_ratelimit.storage.redis import driver
 from tests.servers import Server
-
-
-def check(has: object, *names: str) -> None:
-    for name in names:
-        what = f"{type(has).__name__}.{name}, which storage/redis/driver.py uses"
-        assert hasattr(has, name), f"redis-py {redis.__version__} has no {what}"
-
-
-async def test_the_attributes_of_redis_py(redis_server: Server) -> None:
-    """Connections can be taken over, sentinels and nodes of a cluster found."""
-    async with aioredis.Redis(port=redis_server.port) as client:
-        pool: Any = client.connection_pool
-        check(pool, "make_connection", "connection_kwargs")
-        assert "port" in pool.connection_kwargs
-        connection = pool.make_connection()
-        check(connection, "retry", "socket_timeout", "socket_connect_timeout")
-        await connection.connect()
-        check(connection, *driver.PRIVATE, "send_command", "read_response")
-        check(connection._writer.transport, "set_protocol")
-        check(connection._reader, "at_eof")
-        await connection.disconnect()
-    sentinel: Any = Sentinel([("127.0.0.1", 1)]).master_for("shop").connection_pool
-    assert isinstance(sentinel, SentinelConnectionPool)
-    check(sentinel, "is_master", "service_name", "sentinel_manager")
-    check(sentinel.sentinel_manager, "sentinels", "min_other_sentinels")
-    check(sentinel.make_connection(), "connect_to")
-    cluster: Any = RedisCluster(host="127.0.0.1", port=1)
-    check(cluster, "get_connection_kwargs", "nodes_manager")
-    check(cluster.nodes_manager, "startup_nodes", "nodes_cache", "remap_host_port")
-    node = ClusterNode("127.0.0.1", 1, **cluster.get_connection_kwargs())
-    check(node, "connection_class", "connection_kwargs")
-    # A connection with another `read_response` is no socket that could be taken over.
-    for owner in (AbstractConnection, SentinelManagedConnection):
-        assert "read_response" in vars(owner)
 
 
 async def test_a_connection_that_has_ended_is_not_taken_over_silently(own_server: Server) -> None:

@@ -161,6 +161,7 @@ async def test_a_small_pool_never_opens_the_limiter(
     async with aioredis.Redis.from_pool(pool) as shared, AsyncExitStack() as stack:
         limiter = Limiter(RedisStorage(shared), timeout=TIMEOUT)
         stack.push_async_callback(limiter.close)
+        limiter.open()
         for i in range(size):
             if exhausted:
                 stack.push_async_callback(pool.release, await pool.get_connection())

@@ -16,6 +16,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bot_ratelimit import Limiter, RedisStorage, StorageError, Subject
 from bot_ratelimit.storage.base import Ask
+from bot_ratelimit.storage.redis import driver
 from bot_ratelimit.storage.redis import sentinel as sentinels
 from tests.benches import TIMEOUT, charge
 from tests.tables import table
@@ -126,6 +127,33 @@ def test_what_a_sentinel_says_of_the_primary(resp: int) -> None:
     assert max(before, promoted) == promoted
     with pytest.raises(RedisConnectionError, match="sees too few other sentinels"):
         sentinels.read_primary(reply, [b"127.0.0.1", b"6379"], 3)
+
+
+async def test_an_attempt_is_given_up_when_there_is_another_primary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A connection to the primary that hangs is no longer opened; the other one is taken."""
+    monkeypatch.setattr(sentinels, "CHECK_EVERY", 0.01)
+    primaries = iter([("old", 1), ("new", 2), ("new", 2)])
+    given_up: list[bool] = []
+
+    async def primary(self: object) -> tuple[str, int]:
+        return next(primaries)
+
+    async def open_wire(connection: object, connect: Any) -> Any:
+        if connect.args == (("old", 1),):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                given_up.append(True)
+        return "the wire"
+
+    monkeypatch.setattr(sentinels.SentinelEndpoint, "_primary", primary)
+    monkeypatch.setattr(driver, "open_wire", open_wire)
+    pool = Sentinel([("localhost", 1)]).master_for("shop").connection_pool
+    assert await sentinels.SentinelEndpoint(pool).connect() == "the wire"
+    await asyncio.sleep(0)
+    assert given_up
 
 
 async def test_a_readonly_connection_is_replaced(group: Sentinels) -> None:
