@@ -133,20 +133,6 @@ def test_a_longer_limit_copies_no_counts(clock: Clock) -> None:
     assert memory.answer(Ask([charge("5/s", "0")]))[0].remaining == 3  # nor is anybody forgotten
 
 
-def test_a_token_counts_whole_milliseconds() -> None:
-    """It says of a fixed window what the window itself says, as on Redis, and is decided again
-    after 60,000 ms, even if its microseconds are not over."""
-    for later, remaining in ((0.0002, 4), (0.0009, 4), (59.9985, 4), (59.9992, 3)):
-        clock = Clock()
-        memory, one = MemoryStorage(clock=clock), charge("5/h")
-        clock.move(0.0009)
-        memory.answer(Ask([one], once="bot:ratelimit:once:a"))
-        clock.move(later)
-        [shared] = memory.answer(Ask([one], once="bot:ratelimit:once:a"))
-        [now] = memory.answer(Ask([one], once="bot:ratelimit:once:b"))
-        assert (shared.remaining, shared.reset) == (remaining, now.reset)
-
-
 @pytest.mark.parametrize("refused", [False, True])
 def test_the_last_key_may_expire_while_room_is_made(clock: Clock, refused: bool) -> None:
     """A full memory takes a new key at every moment at which its other key may expire."""

@@ -18,6 +18,7 @@ from redis.backoff import NoBackoff
 from bot_ratelimit import ConfigError, Limit, Limiter, RedisStorage, StorageError, Subject
 from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.storage.base import Ask, Count, Op
+from bot_ratelimit.storage.redis import connection
 from tests.benches import TIMEOUT, charge, reset
 from tests.servers import Server, running, running_cluster
 
@@ -173,6 +174,24 @@ async def test_a_small_pool_never_opens_the_limiter(
         found = await asyncio.gather(*(limiter.hit("3/m", user) for user in users))
         assert {each.source for each in found} == {"redis"}
         assert sum(each.allowed for each in found) == 150
+
+
+async def test_a_flood_is_decided_or_rejected(
+    client: aioredis.Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Above the bound of those who wait hits are rejected, which is logged once and opens no
+    circuit; the others are exact."""
+    monkeypatch.setattr(connection, "MAX_WAITING", 2_000)
+    limiter = Limiter(RedisStorage(client), timeout=TIMEOUT)
+    await limiter.hit("3/m", Subject(user=0))
+    found = await asyncio.gather(*(limiter.hit("3/m", Subject(user=7)) for _ in range(3_000)))
+    by_redis = [each for each in found if each.source == "redis"]
+    assert (len(by_redis), sum(each.allowed for each in by_redis)) == (2_000, 3)
+    assert int(await client.get("bot:ratelimit:7")) == 2_000
+    (told,) = caplog.messages
+    assert "Too many decisions at once" in told
+    assert (await limiter.hit("3/m", Subject(user=8))).source == "redis"
+    await limiter.close()
 
 
 async def test_a_clients_own_retries_are_not_used(own_server: Server) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis.asyncio import RedisCluster
 
 from bot_ratelimit import (
     ConfigError,
@@ -17,7 +16,6 @@ from bot_ratelimit import (
     Settings,
     Subject,
 )
-from bot_ratelimit.storage.redis import driver
 from bot_ratelimit.storage.redis.urls import client_from_url
 from tests.admin.shell import run
 from tests.certificates import Certificates
@@ -120,19 +118,13 @@ def test_what_a_url_leaves_open_is_filled_in(url: str, expected: dict[str, Any])
     assert {name: options.get(name) for name in expected} == expected
 
 
-def test_the_hosts_of_a_url() -> None:
-    """Every node of a cluster is one to begin with. Sentinels get credentials from options or
-    settings; the user of the URL is that of Redis."""
-    client = client_from_url("rediss+cluster://:p@h1,h2:7")
-    assert isinstance(client, RedisCluster)
-    assert driver.startup_nodes(client) == [("h1", 6379), ("h2", 7)]
-    primary: Any = client_from_url("redis+sentinel://:p@h1,[::1]:7/svc?sentinel_password=q")
-    assert primary.connection_pool.service_name == "svc"
-    sentinels = primary.connection_pool.sentinel_manager.sentinels
+def test_the_sentinels_of_a_url_have_their_own_credentials() -> None:
+    """The user of the URL is that of Redis; sentinels get theirs from options or settings."""
+    client: Any = client_from_url("redis+sentinel://:p@h1,[::1]:7/svc?sentinel_password=q")
+    sentinels = client.connection_pool.sentinel_manager.sentinels
     found = [each.connection_pool.connection_kwargs for each in sentinels]
-    assert [(each["host"], each["port"], each["password"]) for each in found] == [
-        *(("h1", 26379, "q"), ("::1", 7, "q")),
-    ]
+    addresses = [(each["host"], each["port"], each["password"]) for each in found]
+    assert addresses == [("h1", 26379, "q"), ("::1", 7, "q")]
 
 
 @table(
