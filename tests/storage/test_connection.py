@@ -22,7 +22,7 @@ from bot_ratelimit.storage.redis import batches
 from bot_ratelimit.storage.redis import connection as connections
 from bot_ratelimit.storage.redis.connection import Connection
 from bot_ratelimit.storage.redis.encoding import encode_command
-from bot_ratelimit.storage.redis.request import Call, Redirect, Request
+from bot_ratelimit.storage.redis.request import Call, Request
 from tests.benches import TIMEOUT, charge, eventually
 from tests.servers import PATIENCE
 
@@ -73,8 +73,6 @@ class Words:
         words = [each.item for each in call.requests]
         if "bug" in words:
             raise ZeroDivisionError("a bug")
-        if words[0].startswith("moved to "):
-            return [Redirect(7, (words[0].removeprefix("moved to "), 7001), asking=False)]
         return [f"{replies[0]} {word}" for word in words]
 
 
@@ -89,10 +87,7 @@ class Server:
         self.opens = asyncio.Event()
         self.opens.set()
         self.codec = Words()
-        self.redirected: list[tuple[Request, Redirect]] = []
-        self.connection = Connection(
-            self, self.codec, redirect=lambda *moved: self.redirected.append(moved)
-        )
+        self.connection = Connection(self, self.codec)
 
     def ask(self, *words: str, timeout: float = 5) -> list[asyncio.Future[Any]]:
         return [self.connection.submit(word, timeout) for word in words]
@@ -357,17 +352,6 @@ async def test_an_attempt_that_hangs_fails_even_if_the_loop_is_blocked_again_and
             await asyncio.sleep(0)
             time.sleep(0.1)  # noqa: ASYNC251 - that is what is tested
     assert "no connection to redis.test:6379 within 0.05 s" in str(server.connection.last_error)
-
-
-@pytest.mark.parametrize("host", ["", "?", "other.test"])
-async def test_a_redirect_keeps_host_and_timeout(connected: Server, host: str) -> None:
-    """A redirect without a host means the same host, and the time-out continues."""
-    connected.ask(f"moved to {host}")
-    await asyncio.sleep(0.05)
-    await connected.wire.reply()
-    ((request, redirect),) = connected.redirected
-    assert redirect.address == ("other.test" if "other" in host else "redis.test", 7001)
-    assert 4 < request.timeout < 4.99
 
 
 async def test_close_fails_waiting_requests_and_allows_new_ones(connected: Server) -> None:

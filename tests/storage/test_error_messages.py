@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -160,15 +159,6 @@ def begin(fault: str, stack: ExitStack, server: Server, certificates: Certificat
             return Address(server.port), heal, "raise maxclients on the server"
 
 
-def alone(storage: Storage) -> Limiter:
-    """A limiter whose outages have lines of their own.
-
-    An outage of a server is one line for the whole process, and limiters of earlier tests, with the
-    same server, may still be there. Limiters with different clocks share nothing.
-    """
-    return Limiter(storage, clock=lambda: time.monotonic())
-
-
 async def until(condition: Callable[[], object], limiter: Limiter, seconds: float = 8) -> None:
     """Send updates of several users until the condition holds."""
     async with asyncio.timeout(seconds):
@@ -190,7 +180,7 @@ async def test_the_real_reason_is_logged(
     server: Server = request.getfixturevalue("node" if kind == "Cluster" else "plain")
     with ExitStack() as stack:
         address, heal, told = begin(fault, stack, server, certificates)
-        limiter = alone(CLIENTS[kind](stack, address))
+        limiter = Limiter(CLIENTS[kind](stack, address))
 
         def lines() -> list[str]:
             return [text for text in caplog.messages if told in text or re.search(told, text)]
@@ -224,7 +214,7 @@ async def test_a_bug_while_connecting_keeps_its_traceback(
         raise AttributeError("no such thing")
 
     monkeypatch.setattr(client.connection_pool.connection_class, step, buggy)
-    limiter = alone(RedisStorage(client))
+    limiter = Limiter(RedisStorage(client))
     await until(lambda: caplog.messages, limiter)
     await until(lambda: True, limiter)
     (record,) = [each for each in caplog.records if "AttributeError: no such thing" in each.message]
@@ -237,7 +227,7 @@ async def test_a_bug_while_connecting_keeps_its_traceback(
 async def test_a_missing_socket_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The path of a unix socket takes the place of host and port."""
     path = tmp_path / "redis.sock"
-    limiter = alone(Settings(redis_url=f"unix://{path}").storage())
+    limiter = Limiter(Settings(redis_url=f"unix://{path}").storage())
     await until(lambda: caplog.messages, limiter)
     (line,) = caplog.messages
     for part in (f"{path}", "No such file or directory", "the path of its socket"):
@@ -248,12 +238,12 @@ async def test_a_missing_socket_is_named(tmp_path: Path, caplog: pytest.LogCaptu
 async def test_errors_of_an_outage_do_not_grow() -> None:
     """A million updates during an outage use no memory, because their error does not grow."""
     storage = RedisStorage(aioredis.Redis(port=free_port()))
-    limits = []
+    lengths = []
     for _ in range(100):
         with pytest.raises(StorageError) as raised:
             await storage.ask(Ask([charge("9/m")]), timeout=TIMEOUT)
-        limits.append(len(raised.traceback))
-    assert max(limits) == limits[1]
+        lengths.append(len(raised.traceback))
+    assert max(lengths) == lengths[1]
     await storage.close()
 
 
