@@ -114,8 +114,8 @@ class Cluster:
             own = directory / f"node{i}"
             own.mkdir(parents=True)
             options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000")
-            partial = ("--cluster-require-full-coverage", "no", *FAST_SYNC)
-            node = Server(binary, own, *options, *partial, port=cluster_port())
+            alone = ("--cluster-require-full-coverage", "no", *FAST_SYNC)
+            node = Server(binary, own, *options, *alone, port=cluster_port())
             (self.primaries if i < 3 else self.replicas).append(node)
         self.ids: dict[int, str] = {}
         """By port."""
