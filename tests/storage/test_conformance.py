@@ -147,6 +147,16 @@ async def test_a_penalty_counts_refusals_and_then_bans(bench: Bench) -> None:
     assert await bench.allowed(*rules)
 
 
+@movable
+async def test_a_token_is_remembered_for_a_minute(bench: Bench) -> None:
+    """After exactly 60 seconds a token is forgotten."""
+    seen = []
+    for seconds in (0, 59.999, 0.001):
+        await bench.advance(seconds)
+        seen.append((await bench.hit(charge("5/h"), once=TOKEN))[0].remaining)
+    assert seen == [4, 4, 3]
+
+
 @per_algorithm
 async def test_concurrent_hits_are_counted_exactly(bench: Bench, algorithm: str) -> None:
     """Of 100 simultaneous hits exactly the amount is allowed; items of an album are one of them."""
