@@ -9,10 +9,10 @@ import sys
 from collections import Counter
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Barrier
-from typing import Any
 
 import redis.asyncio as aioredis
 
+from tests.benches import eventually
 from tests.servers import PATIENCE
 
 FIRST_USER = 7_000_000_000
@@ -22,10 +22,7 @@ AMOUNT = 5
 
 
 def run(
-    port: int,
-    directory: str,
-    ready: Barrier,
-    reports: SimpleQueue[Counter[tuple[str, str]]],
+    port: int, directory: str, ready: Barrier, reports: SimpleQueue[Counter[tuple[str, str]]]
 ) -> None:
     """Send updates through a dispatcher, in prometheus_client's multi-process mode."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory  # read when it is imported
@@ -40,25 +37,19 @@ async def work(port: int, ready: Barrier) -> Counter[tuple[str, str]]:
 
     recorder = Recorder()
     async with aioredis.Redis(port=port) as client:
+        observers = [PrometheusMetrics(), recorder]
         bot = Instance(
             RateLimitMiddleware(
-                f"{AMOUNT}/h",
-                client,
-                timeout=5,
-                on_limited=None,
-                observer=[PrometheusMetrics(), recorder],
+                f"{AMOUNT}/h", client, timeout=5, on_limited=None, observer=observers
             )
         )
         handled: Counter[str] = Counter()
 
         async def send(first: int, last: int) -> None:
             for i in range(first, last, 200):
+                users = [FIRST_USER + n % USERS for n in range(i, i + 200)]
                 updates = [
-                    bot.send(
-                        "hello",
-                        **{"from": user(who := FIRST_USER + n % USERS), "chat": chat(who)},
-                    )
-                    for n in range(i, i + 200)
+                    bot.send("hello", **{"from": user(who), "chat": chat(who)}) for who in users
                 ]
                 for (was_handled,) in await asyncio.gather(*updates):
                     handled["allowed" if was_handled else "refused"] += 1
@@ -66,7 +57,7 @@ async def work(port: int, ready: Barrier) -> Counter[tuple[str, str]]:
         await asyncio.to_thread(ready.wait, PATIENCE)
         await send(0, 400)
         await asyncio.to_thread(ready.wait, PATIENCE)
-        await gone(recorder)
+        await eventually(lambda: recorder.named("disconnected"), within=PATIENCE)
         await send(400, 800)
         await asyncio.to_thread(ready.wait, PATIENCE)
         await asyncio.to_thread(ready.wait, PATIENCE)
@@ -79,18 +70,10 @@ async def work(port: int, ready: Barrier) -> Counter[tuple[str, str]]:
         ("allowed" if decision.allowed else "refused", decision.source)
         for _, decision, _, _ in recorder.named("decided")
     )
-    by_outcome: Counter[str] = Counter()
-    for (outcome, _), n in sources.items():
-        by_outcome[outcome] += n
+    by_outcome = Counter(outcome for outcome, _ in sources.elements())
     # The handlers decide what is right; only the decisions have the sources.
     assert by_outcome == handled, (by_outcome, handled)
     return sources
-
-
-async def gone(recorder: Any) -> None:
-    """Wait until the connection is lost."""
-    while not recorder.named("disconnected"):  # noqa: ASYNC110 - the server decides
-        await asyncio.sleep(0.005)
 
 
 def report(directory: str, ready: Barrier, alive: SimpleQueue[None], end: str) -> None:
