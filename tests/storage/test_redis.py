@@ -105,7 +105,7 @@ async def test_what_a_server_forgets_costs_no_decision(own_server: Server, proto
         assert (await hit(storage, one))[0].remaining == 6
         await admin.script_flush()
         verdicts = await asyncio.gather(*(hit(storage, one) for _ in range(5)))
-        assert [verdict.remaining for (verdict,) in verdicts] == [5, 4, 3, 2, 1]
+        assert sorted(verdict.remaining for (verdict,) in verdicts) == [1, 2, 3, 4, 5]
         own_server.kill()
         with pytest.raises(StorageError):
             await hit(storage, one)
