@@ -23,28 +23,21 @@ def by(id_: int, **fields: Any) -> dict[str, Any]:
     return {"from": user(id_), "chat": {"id": id_, "type": "private"}} | fields
 
 
-@pytest.mark.parametrize("exempt", [[42], {42}, iter([42]), {42: "me"}])
-async def test_an_exempt_user(exempt: Any) -> None:
-    """An exempt user is never refused, on any observer; all others are limited."""
+@pytest.mark.parametrize("exempt", [{42, -100}, iter([42, -100]), {42: "me", -100: "us"}])
+async def test_an_exempt_user_and_chat(exempt: Any) -> None:
+    """They are never refused, on any observer, nor is anybody in the chat; all others are."""
     bot = limited("1/m", OBSERVERS, exempt=exempt)
     for _ in range(2):
         assert await bot.feed(message=message()) == HANDLED
-        assert await bot.feed(message=message(chat=GROUP)) == HANDLED
+        assert await bot.feed(message=message(chat=GROUP | {"id": -101})) == HANDLED
         assert await bot.feed(callback_query=callback()) == HANDLED
         assert await bot.feed(inline_query=inline_query()) == HANDLED
         assert await bot.feed(business_message=message(**BUSINESS)) == HANDLED
+    assert await bot.send(*"abc", **by(43, chat=GROUP)) == [True] * 3
+    in_group = {"from": user(43), "message": message(chat=GROUP)}
+    assert await bot.feed(callback_query=callback(**in_group)) == HANDLED
     assert set(bot.decisions) == {None}
     assert await bot.send(*"ab", **by(43)) == [True, False]
-
-
-async def test_an_exempt_chat() -> None:
-    """In an exempt chat nobody is limited; elsewhere the same users are."""
-    bot = limited("1/m", OBSERVERS, exempt=[-100])
-    in_group = callback(message=message(chat=GROUP))
-    for id_ in (42, 43):
-        assert await bot.send(*"abc", **by(id_, chat=GROUP)) == [True] * 3
-    assert await bot.send(*"ab") == [True, False]
-    assert await bot.feed(callback_query=in_group) == HANDLED
 
 
 async def test_exempt_events_are_not_charged(fleet: Fleet) -> None:
@@ -107,9 +100,11 @@ async def test_more_ids_later(given: Any) -> None:
             middleware.exempt(wrong)
 
 
-async def test_exemptions_apply_to_handlers_limits() -> None:
+async def test_exemptions_and_payments_pass_a_handlers_own_limit() -> None:
     bot = limited("1/m", exempt=[42], guard=True, flag="1/m")
     assert await bot.send(*"abc") == [True] * 3
+    assert await bot.send(*"ab", **by(43)) == [True, False]
+    assert await bot.feed(message=payment(**by(43))) == HANDLED
 
 
 @table("exempt", INVALID)
@@ -121,25 +116,22 @@ def test_invalid_ids_are_errors(exempt: Any) -> None:
     assert repr(wrong) in str(error.value)
 
 
-@pytest.mark.parametrize("value", ["42, -100", " 42 -100 ", "42,,-100,"])
-async def test_from_the_environment(value: str, environment: pytest.MonkeyPatch) -> None:
+async def test_from_the_environment(environment: pytest.MonkeyPatch) -> None:
     """RATE_LIMIT_EXEMPT lists users and chats; the argument replaces it."""
-    environment.setenv("RATE_LIMIT_EXEMPT", value)
     environment.setenv("RATE_LIMIT", "1/m")
-    bot = Instance(RateLimitMiddleware.from_settings(on_limited=None))
-    assert await bot.send(*"abc") == [True] * 3
-    assert await bot.send(*"ab", **by(43, chat=GROUP)) == [True, True]
-    assert await bot.send(*"ab", **by(43)) == [True, False]
+    for value in ("42, -100", " 42 -100 ", "42,,-100,"):
+        environment.setenv("RATE_LIMIT_EXEMPT", value)
+        bot = Instance(RateLimitMiddleware.from_settings(on_limited=None))
+        assert await bot.send(*"abc") == [True] * 3
+        assert await bot.send(*"ab", **by(43, chat=GROUP)) == [True, True]
+        assert await bot.send(*"ab", **by(43)) == [True, False]
     bot = Instance(RateLimitMiddleware.from_settings(exempt=[43], on_limited=None))
     assert await bot.send(*"ab") == [True, False]
     assert await bot.send(*"ab", **by(43)) == [True, True]
-
-
-@pytest.mark.parametrize("value", ["Anna", "42; 43", "4.2"])
-def test_an_invalid_variable_is_named(value: str, environment: pytest.MonkeyPatch) -> None:
-    environment.setenv("RATE_LIMIT_EXEMPT", value)
-    with pytest.raises(ConfigError, match="RATE_LIMIT_EXEMPT"):
-        Settings()
+    for value in ("Anna", "42; 43", "4.2"):
+        environment.setenv("RATE_LIMIT_EXEMPT", value)
+        with pytest.raises(ConfigError, match="RATE_LIMIT_EXEMPT"):
+            Settings()
 
 
 async def test_a_banned_user_can_be_exempted(fleet: Fleet) -> None:

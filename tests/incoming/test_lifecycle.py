@@ -12,11 +12,13 @@ import redis.asyncio as aioredis
 from fakeredis import FakeAsyncRedis, FakeServer
 
 from bot_ratelimit import (
+    Concurrency,
     ConfigError,
     Limiter,
     MemoryStorage,
     Notices,
     Observer,
+    Penalty,
     RateLimitMiddleware,
     Rule,
     Settings,
@@ -28,13 +30,16 @@ from tests.servers import Server, free_port
 from tests.tables import table
 
 from .support import Instance
-from .updates import bare
+from .updates import bare, listen
 
 Connected = Callable[[int], Awaitable[None]]
 
 
 def test_the_start_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """The log says where counts are kept, in the words that operators search for."""
+    """The log says where counts are kept, in the words that operators search for.
+
+    No event loop runs yet: a bot is built before, and a constructor does no I/O.
+    """
     caplog.set_level(logging.INFO, "bot_ratelimit")
     RateLimitMiddleware(1.0, FakeAsyncRedis(server=FakeServer()), "booking_bot:client1")
     RateLimitMiddleware("1/s; 20/minute sliding")
@@ -55,37 +60,30 @@ def test_the_start_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert again.message.startswith(f"{no_redis} (limit: only of handlers)")
 
 
-def test_the_constructor_does_no_io() -> None:
-    """A bot is built before its event loop runs, and starts while Redis is down."""
-    RateLimitMiddleware(1.0, aioredis.Redis(port=free_port()))
-
-
 GIVEN = Limiter(MemoryStorage())
+PENALTY = Penalty("3/m", "1h")
 
 
 @table(
     ("arguments", "message"),
     [
         ({"rate_limit": "fast"}, "'fast'"),
-        ({"rate_limit": []}, "at least one rule"),
         ({"redis_client": redis.Redis()}, "a redis.asyncio.Redis"),
-        ({"redis_client": object()}, "a redis.asyncio.Redis"),
         ({"key_prefix": "my bot"}, "key_prefix='my bot'"),
-        ({"on_error": "open"}, "on_error='open'"),
-        ({"timeout": 0}, "timeout=0"),
-        ({"on_limited": 5}, "on_limited=5"),
         ({"on_limited": Notices}, "on_limited="),
+        ({"on_limited": lambda event: None}, "takes (event): expected a function of (event, dec"),
+        ({"exempt": lambda event: True}, "takes (event): expected a function of (event, data)"),
+        ({"rate_limit": {"limit": "5/m"}}, "rate_limit={'limit': '5/m'}: expected a limit such as"),
+        ({"rate_limit": [Rule("1/m"), Concurrency(1)]}, "does not count events: give it to a hand"),
+        *(({"penalty": each}, "expected Penalty(") for each in ("9/m", Rule("1/m"), [PENALTY])),
         ({"redis_client": aioredis.Redis(), "limiter": GIVEN}, "redis_client and limiter"),
         ({"limiter": GIVEN, "on_error": "deny"}, "on_error and limiter"),
-        ({"limiter": GIVEN, "timeout": 0.25}, "timeout and limiter"),
-        ({"limiter": GIVEN, "key_prefix": "mine"}, "key_prefix and limiter"),
         ({"limiter": GIVEN, "observer": Observer()}, "observer and limiter"),
         ({"limiter": GIVEN, "statistics": True}, "statistics and limiter"),
         ({"limiter": MemoryStorage()}, "limiter is a MemoryStorage: expected Limiter(storage)"),
         ({"limiter": aioredis.Redis(password="hunter2")}, "goes into redis_client"),
         ({"per_bot": "no"}, "per_bot='no'"),
         ({"once_per_update": 1}, "once_per_update=1"),
-        ({"live": 1}, "live=1"),
     ],
 )
 def test_an_invalid_argument_is_named(arguments: dict[str, Any], message: str) -> None:
@@ -139,24 +137,21 @@ async def test_arguments_win_over_the_environment(environment: pytest.MonkeyPatc
         RateLimitMiddleware.from_settings("redis://h")  # type: ignore[arg-type] # the mistake
 
 
-@pytest.mark.parametrize("given", [None, "redis"])
-async def test_the_memory_size_applies_with_a_client_too(
-    environment: pytest.MonkeyPatch, given: str | None
-) -> None:
+async def test_the_memory_size_applies_with_a_client_too(environment: pytest.MonkeyPatch) -> None:
     """RATE_LIMIT_MEMORY_SIZE also bounds the standby memory of a client that is given."""
     environment.setenv("RATE_LIMIT_MEMORY_SIZE", "1")
     environment.setenv("RATE_LIMIT_ON_ERROR", "memory")
-    client = None if given is None else aioredis.Redis(port=free_port())
-    limiter = RateLimitMiddleware.from_settings(redis_client=client).limiter
-    for user in (1, 2, 1):  # the second one takes the place of the first
-        assert (await limiter.hit("1/h", Subject(user=user))).allowed
+    for client in (None, aioredis.Redis(port=free_port())):
+        limiter = RateLimitMiddleware.from_settings(redis_client=client).limiter
+        for user in (1, 2, 1):  # the second one takes the place of the first
+            assert (await limiter.hit("1/h", Subject(user=user))).allowed
 
 
-@pytest.mark.parametrize("subject", ["42", None, 4.2, True])
-async def test_reset_of_a_wrong_type(subject: Any) -> None:
+async def test_reset_of_a_wrong_type() -> None:
     """Anything but an id or a Subject is an error that says what is expected."""
-    with pytest.raises(ConfigError, match=r"reset: .* is not a user: pass an id"):
-        await RateLimitMiddleware("1/s").reset(subject)
+    for subject in ("42", None, True):
+        with pytest.raises(ConfigError, match=r"reset: .* is not a user: pass an id"):
+            await RateLimitMiddleware("1/s").reset(subject)  # type: ignore[arg-type] # a mistake
 
 
 @pytest.mark.parametrize(
@@ -181,13 +176,16 @@ def test_a_limiter_together_with_its_own_arguments(
     assert RateLimitMiddleware.from_settings(limiter=limiter).limiter is limiter
 
 
-@pytest.mark.usefixtures("environment")
 async def test_shutdown_closes_the_client_of_from_settings(
     redis_server: Server, connected: Connected
 ) -> None:
-    """A client made by `from_settings` is closed with the dispatcher, without code in the bot."""
-    settings = Settings(redis_url=f"{redis_server.url}?client_name=ours")
-    bot = Instance(RateLimitMiddleware.from_settings(settings))
+    """It is closed with the dispatcher, without code in the bot, however often it was set up."""
+    settings = Settings(redis_url=f"{redis_server.url}?client_name=ours", rate_limit_timeout=5)
+    middleware, bot = RateLimitMiddleware.from_settings(settings), bare()
+    before = len(bot.dispatcher.shutdown.handlers)
+    for _ in range(3):
+        middleware.setup(listen(bot, "message").dispatcher, guard=True)
+    assert len(bot.dispatcher.shutdown.handlers) == before + 1
     for _ in range(2):  # a dispatcher may be started again
         await bot.send("hello")
         await connected(1)
@@ -199,14 +197,20 @@ async def test_shutdown_closes_the_client_of_from_settings(
 async def test_a_given_client_stays_open(
     redis_server: Server, connected: Connected, closing: str
 ) -> None:
-    """Only the limiter's own connection is closed with the bot, which still decides after it."""
+    """Only the limiter's own connection is closed with the bot, which still decides after it.
+
+    With `setup` it is opened at the start, so the first update need not wait; nothing is charged.
+    """
     async with aioredis.Redis(port=redis_server.port, client_name="ours") as client:
         await client.flushall()
-        middleware = RateLimitMiddleware("1/m", client)
-        bot = Instance(middleware)
-        await bot.send("hello")
+        middleware, bot = RateLimitMiddleware("1/m", client), listen(bare(), "message")
+        middleware.setup(bot.dispatcher)
         mine = await client.client_id()
+        await connected(1)
+        await bot.dispatcher.emit_startup()
         await connected(2)
+        assert await client.keys("*") == []
+        assert await bot.send("hello") == [True]
         await (bot.dispatcher.emit_shutdown() if closing == "shutdown" else middleware.close())
         await connected(1)
         assert await client.client_id() == mine
@@ -220,18 +224,3 @@ async def test_a_given_limiter_stays_open() -> None:
     await bot.send("hello")
     await bot.dispatcher.emit_shutdown()
     assert not storage.closed
-
-
-async def test_the_connection_is_opened_when_the_bot_starts(
-    client: aioredis.Redis, redis_server: Server, connected: Connected
-) -> None:
-    """With `setup` the first update need not wait for the connection; nothing is charged."""
-    dispatcher = bare().dispatcher
-    given = aioredis.Redis(port=redis_server.port, client_name="ours")
-    RateLimitMiddleware("1/m", given).setup(dispatcher)
-    await connected(0)
-    await dispatcher.emit_startup()
-    await connected(1)
-    assert await client.keys("*") == []
-    await dispatcher.emit_shutdown()
-    await connected(0)

