@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
 import pytest
-import redis.asyncio as aioredis
 from aiogram import F, Router
 from aiogram.types import Message
-from yarl import URL
 
 from bot_ratelimit import Collect, ConfigError, Limiter, RateLimitMiddleware
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.testing import FlakyStorage
-from example_bot.demo.botapi import BotApi
-from example_bot.demo.updates import message as update_of
 from tests.benches import Pauses, eventually
-from tests.processes import Forked
-from tests.servers import PATIENCE, Server
 from tests.tables import table
 
 from .support import HANDLED, Instance, message, user
@@ -104,19 +97,6 @@ async def test_quick_messages_to_any_instance_are_one_call(fleet: Fleet) -> None
     tasks = [say(bot, "g", **other) for bot, other in zip(bots, others, strict=True)]
     assert await asyncio.gather(*tasks) == [HANDLED] * 3
     assert calls.texts[1:] == [["g"]] * 3
-
-
-async def test_a_user_who_does_not_stop_is_answered_after_longest(limiter: Limiter) -> None:
-    """The first message waits no longer than `longest`."""
-    calls = Calls()
-    bot = collecting(limiter, calls, Collect(0.1, 0.3))
-    tasks = []
-    for text in "abcdefghij":
-        tasks.append(say(bot, text))
-        await asyncio.sleep(0.06)
-    await asyncio.gather(*tasks)
-    assert len(calls.texts) >= 2
-    assert [text for texts in calls.texts for text in texts] == [*"abcdefghij"]
 
 
 async def test_at_most_ends_the_collection_but_cuts_no_album(fleet: Fleet) -> None:
@@ -275,43 +255,8 @@ async def test_as_a_middleware_before_the_limits(fleet: Fleet) -> None:
     assert await fleet.used("9/h") == 2
 
 
-@table(
-    ("name", "value"),
-    [("wait", 0), ("wait", "soon"), ("longest", 1), ("at_most", 0), ("at_most", 2.5)],
-)
+@table(("name", "value"), [("wait", 0), ("wait", "soon"), ("longest", 1), ("at_most", 2.5)])
 def test_an_invalid_argument_is_an_error(name: str, value: Any) -> None:
     """The error names the argument and its value."""
     with pytest.raises(ConfigError, match=f"{name}={value!r}"):
         Collect(**{name: value})
-
-
-@pytest.mark.slow
-async def test_an_instance_is_killed_while_it_collects(
-    redis_server: Server, client: aioredis.Redis
-) -> None:
-    """Three processes behind a webhook: what one of them had is handled once, by another one."""
-    async with BotApi() as api, AsyncExitStack() as stack:
-        ports = {}
-        for _ in range(3):
-            process = await Forked.start("tests.incoming.collecting", api.url, redis_server.port)
-            stack.push_async_callback(ended, process)
-            ports[await process.stdout.readline()] = process
-        sent = []
-        for text in "abc":
-            sent.append(asyncio.create_task(api.deliver(update_of(42, text))))
-            await asyncio.sleep(0.1)
-        (key,) = await client.keys("bot:ratelimit:collect:*")
-        assert 0 < await client.ttl(key) <= 86_400
-        latest = URL(api.webhooks[2].url).port
-        ports[f"{latest}\n".encode()].kill()
-        await api.called("sendMessage", timeout=PATIENCE)
-        await asyncio.gather(*sent)
-        await api.deliver(update_of(42, "d"))
-        await api.called("sendMessage", 2, timeout=PATIENCE)
-    assert [call.text for call in api.calls if call.method == "sendMessage"] == ["abc", "d"]
-
-
-async def ended(process: Forked) -> None:
-    if process.returncode is None:
-        process.kill()
-    await process.communicate()

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from aiogram import Dispatcher, Router
+from aiogram import Router
 from aiogram.dispatcher.event.bases import SkipHandler
 from aiogram.methods import AnswerCallbackQuery, SendMessage
 from aiogram.types import Message, TelegramObject
@@ -15,7 +15,6 @@ from aiogram.types import Message, TelegramObject
 from bot_ratelimit import (
     BoundDecision,
     Concurrency,
-    ConfigError,
     Decision,
     Limiter,
     Notices,
@@ -33,7 +32,6 @@ from .support import HANDLED, callback, message, user
 from .updates import Fleet, bare, limited, pre_checkout
 
 ONE = {"concurrent": 1}
-OBSERVERS = ("message", "callback_query", "pre_checkout_query")
 
 
 class Bots:
@@ -85,13 +83,13 @@ class Bots:
 @pytest.mark.parametrize("flag", [ONE, {"limit": "20/day", "concurrent": 1}])
 async def test_ten_at_once_on_two_instances(storage: Storage, flag: dict[str, Any]) -> None:
     """Of ten simultaneous updates one is handled, and the user is notified once."""
-    async with Bots(storage, flag, 2) as bots:
+    async with Bots(storage, flag, 2, on_limited=Notices(busy="Patience!")) as bots:
         tasks = [bots.feed(i, message=message()) for i in range(10)]
         await eventually(lambda: sum(task.done() for task in tasks) == 9 and bots.runs == 1)
         assert bots.most == 1
         (notice,) = bots.requests()
         assert isinstance(notice, SendMessage)
-        assert notice.text == "Your last request is still running."
+        assert notice.text == "Patience!"
         bots.end.set()
         assert sorted(await asyncio.gather(*tasks), key=str) == [None] * 9 + [HANDLED]
         assert await bots.feed(1, message=message()) == HANDLED
@@ -152,25 +150,6 @@ async def test_one_dispatch_takes_one_slot(limiter: Limiter) -> None:
     assert await bot.send("a") == [True]
 
 
-async def test_custom_busy_texts(storage: Storage) -> None:
-    """`Notices(busy=...)` and custom functions replace the text."""
-    told: list[Any] = []
-    for flag, on_limited in (
-        (ONE, Notices(busy="Patience!")),
-        ({"concurrent": 1, "key": "mine"}, lambda *said: told.append(said)),
-    ):
-        async with Bots(storage, flag, on_limited=on_limited) as bots:
-            (first,) = await bots.start(1, {"message": message()})
-            assert await bots.feed(message=message()) is None
-            bots.end.set()
-            await first
-            assert [each.text for each in bots.requests()] == ["Patience!"] * (flag is ONE)
-    ((_, decision, data),) = told
-    assert isinstance(decision, Slot)
-    assert decision is data["rate_limit"]
-    assert decision.rule == Concurrency(1, name="mine")
-
-
 async def test_a_handler_charges_and_refunds_the_rules_of_its_update(fleet: Fleet) -> None:
     """`rate_limit.charge` and `refund` use the limits that the update was charged to.
 
@@ -194,30 +173,21 @@ async def test_a_handler_charges_and_refunds_the_rules_of_its_update(fleet: Flee
 
 
 async def test_a_ban_is_reported_before_a_taken_slot(storage: Storage) -> None:
-    """A ban by hand refuses before a slot is requested, even while the slot is taken."""
-    told: list[Decision] = []
-    async with Bots(storage, ONE, on_limited=lambda _, said, __: told.append(said)) as bots:
+    """A custom function gets the slot as the decision, but for banned users the ban."""
+    told: list[Any] = []
+    flag = {"concurrent": 1, "key": "mine"}
+    async with Bots(storage, flag, on_limited=lambda *said: told.append(said)) as bots:
         (first,) = await bots.start(1, {"message": message()})
+        assert await bots.feed(message=message()) is None
         await bots.limiters[0].ban(Subject(user=42), "1h")
         assert await bots.feed(message=message()) is None
         bots.end.set()
         await first
-    assert [(each.banned, isinstance(each.rule, Concurrency)) for each in told] == [(True, False)]
-
-
-async def test_one_key_one_number_of_slots() -> None:
-    """Two handlers with one key and different numbers of slots are an error at the start."""
-    dispatcher = Dispatcher()
-
-    async def one(message: Message) -> None: ...
-
-    async def two(message: Message) -> None: ...
-
-    dispatcher.message.register(one, flags={"rate_limit": {"concurrent": 1, "key": "k"}})
-    dispatcher.message.register(two, flags={"rate_limit": {"concurrent": 2, "key": "k"}})
-    RateLimitMiddleware("9/s").setup(dispatcher)
-    with pytest.raises(ConfigError, match=r"one .*1 at a time.*two .*2 at a time.*different keys"):
-        await dispatcher.emit_startup()
+    (_, slot, data), (_, ban, _) = told
+    assert isinstance(slot, Slot)
+    assert slot is data["rate_limit"]
+    assert slot.rule == Concurrency(1, name="mine")
+    assert ban.banned
 
 
 async def test_a_concurrency_in_the_flag(limiter: Limiter) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from aiogram import Bot
@@ -52,16 +52,9 @@ PASSES = None
 """In place of a key: the event is always handled and never charged."""
 
 
-class Case(NamedTuple):
-    update: str
-    what: str
-    event: Event
-    key: str | None
-    """What follows `bot:ratelimit:`."""
-
-
-def case(update: str, key: str | None, what: str = "", event: Event | None = None) -> Case:
-    return Case(update, what, UPDATES[update] if event is None else event, key)
+def case(update: str, key: str | None, what: str = "", event: Event | None = None) -> Any:
+    """A type of update, what follows `bot:ratelimit:` in its key, and the event."""
+    return update, key, f"{update} {what}", UPDATES[update] if event is None else event
 
 
 PRESSED = UPDATES["callback_query"]["message"]
@@ -150,7 +143,7 @@ async def keys(fake_client: FakeAsyncRedis) -> list[str]:
 def test_every_update_type_is_tested() -> None:
     """A type of update that a new aiogram brings must be added to these tests."""
     kinds = set(Update.model_fields) - {"update_id"}
-    assert {case.update for case in CASES} - MISSING == set(UPDATES) - MISSING == kinds
+    assert {update for update, *_ in CASES} - MISSING == set(UPDATES) - MISSING == kinds
     for kind in kinds:
         assert Update.model_validate({"update_id": 1, kind: UPDATES[kind]}).event_type == kind
 
@@ -158,18 +151,18 @@ def test_every_update_type_is_tested() -> None:
 @pytest.mark.parametrize("where", ["setup", "guard"])
 async def test_who_is_counted(where: str, fake_client: FakeAsyncRedis) -> None:
     """The sender of an update is counted under this key, in every position of the middleware."""
-    for case in CASES:
-        if case.update in MISSING:
+    for update, key, what, event in CASES:
+        if update in MISSING:
             continue
         await fake_client.flushall()
-        bot = listen(bare(), case.update)
-        seat(bot, RateLimitMiddleware("1/m", fake_client, on_limited=None), where, case.update)
-        results = [await bot.feed(**{case.update: case.event}) for _ in range(2)]
-        assert results == [HANDLED, HANDLED if case.key is PASSES else None], case
+        bot = listen(bare(), update)
+        seat(bot, RateLimitMiddleware("1/m", fake_client, on_limited=None), where, update)
+        results = [await bot.feed(**{update: event}) for _ in range(2)]
+        assert results == [HANDLED, HANDLED if key is PASSES else None], what
         remaining = [d and d.remaining for d in bot.decisions]
-        assert remaining == ([None, None] if case.key is PASSES else [0]), case
-        expected = [] if case.key is PASSES else [f"bot:ratelimit:{case.key}"]
-        assert await keys(fake_client) == expected, case
+        assert remaining == ([None, None] if key is PASSES else [0]), what
+        expected = [] if key is PASSES else [f"bot:ratelimit:{key}"]
+        assert await keys(fake_client) == expected, what
 
 
 async def test_only_content_written_by_users_is_counted() -> None:
@@ -222,15 +215,11 @@ async def test_payments_do_not_ask_redis(guard: bool) -> None:
 
 async def test_never_refuse_can_be_changed() -> None:
     """A bot may add updates and contents that always pass, and remove others."""
-    bot = limited(
-        "1/m",
-        ("message", "edited_message", "callback_query", "pre_checkout_query", "my_chat_member"),
-        never_refuse=NEVER_REFUSED - {"my_chat_member", "new_chat_members"}
-        | {"callback_query", "edited_message", ContentType.CONTACT},
-    )
+    never = NEVER_REFUSED - {"my_chat_member", "new_chat_members"}
+    observers = ("message", "edited_message", "pre_checkout_query", "my_chat_member")
+    bot = limited("1/m", observers, never_refuse=never | {"edited_message", ContentType.CONTACT})
     contact = content(contact={"phone_number": "+1", "first_name": "Anna"})
     for _ in range(2):
-        assert await bot.feed(callback_query=callback()) == HANDLED
         assert await bot.feed(edited_message=message(edit_date=DATE)) == HANDLED
         assert await bot.feed(message=contact) == HANDLED
         assert await bot.feed(pre_checkout_query=pre_checkout()) == HANDLED
@@ -322,12 +311,8 @@ def test_the_documented_update_types_are_right() -> None:
         update: outcome for outcome, updates in lists for update in re.findall(r"`(\w+)`", updates)
     }
     true = {
-        case.update: "never refused"
-        if case.update in NEVER_REFUSED
-        else "passes"
-        if case.key is PASSES
-        else "counted"
-        for case in reversed(CASES)  # the first of each update is the ordinary one
+        update: "never refused" if update in NEVER_REFUSED else "counted" if key else "passes"
+        for update, key, *_ in reversed(CASES)  # the first of each update is the ordinary one
     }
     assert told == true
 

@@ -116,23 +116,11 @@ async def test_more_than_the_limit_is_refused_with_a_notice() -> None:
     assert (max(told), told[-1]) == (("in_flight", 6, 2), ("in_flight", 0, 2))
 
 
-async def test_a_function_may_tell_who_is_refused() -> None:
-    """`on_busy` takes what `on_limited` takes."""
-    told: list[Any] = []
-    busy = Busy(limit=1, on_busy=lambda *said: told.append(said))
-    running = await busy.start(message=message())
-    assert await busy.bot.feed(message=message()) is None
-    busy.release.set()
-    assert await running == HANDLED
-    ((event, decision, _),) = told
-    assert (type(event), decision.retry_after) == (Message, 1.0)
-    assert busy.bot.session.requests == []
-
-
 @pytest.mark.parametrize("share", ["per_user", "per_chat"])
 async def test_the_share_of_one_user_or_chat_is_bounded(share: str) -> None:
-    """One user, or one chat, cannot take all places."""
-    busy = Busy(limit=9, on_busy=None, **{share: 2})
+    """One user, or one chat, cannot take all places; `on_busy` takes what `on_limited` takes."""
+    told: list[Any] = []
+    busy = Busy(limit=9, on_busy=lambda *said: told.append(said), **{share: 2})
     for _ in range(2):
         await busy.start(message=message(chat=GROUP))
     assert await busy.bot.feed(message=message(chat=GROUP)) is None
@@ -141,6 +129,9 @@ async def test_the_share_of_one_user_or_chat_is_bounded(share: str) -> None:
     busy.release.set()
     assert await task == HANDLED
     assert await busy.bot.feed(message=message(chat=GROUP)) == HANDLED
+    ((event, decision, _),) = told
+    assert (type(event), decision.retry_after) == (Message, 1.0)
+    assert busy.bot.session.requests == []
 
 
 @pytest.mark.parametrize("workers", [15, 60, 200])
@@ -193,11 +184,7 @@ async def test_handlers_that_block_the_loop_hold_the_limit_down() -> None:
     "arguments",
     [
         *({"patience": value} for value in (-1, float("nan"), True, "8")),
-        {"limit": 0},
-        {"limit": True},
-        {"on_busy": 5},
-        {"per_user": 1.5},
-        {"adaptive": 1},
+        *({"limit": 0}, {"on_busy": 5}, {"per_user": 1.5}, {"adaptive": 1}),
         {"at_least": 11, "limit": 10, "adaptive": True},
     ],
 )

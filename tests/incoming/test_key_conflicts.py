@@ -14,7 +14,6 @@ from fakeredis import FakeAsyncRedis, FakeServer
 
 from bot_ratelimit import (
     ConfigError,
-    Limit,
     Limiter,
     MemoryStorage,
     Penalty,
@@ -22,12 +21,10 @@ from bot_ratelimit import (
     RedisStorage,
     Rule,
     Scope,
-    Settings,
     Subject,
 )
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.testing import Clock
-from tests.servers import Server
 from tests.tables import table
 
 from .support import HANDLED, Instance, callback, message, user
@@ -98,29 +95,6 @@ async def test_middlewares_with_different_limits_under_one_key_are_an_error(
     for _ in range(2):
         with pytest.raises(ConfigError, match=error):
             await press(bot)
-
-
-async def test_two_clients_of_one_server_share_keys(
-    redis_server: Server, environment: pytest.MonkeyPatch
-) -> None:
-    """Two calls of `from_settings` make two clients of one server, where limits may conflict.
-
-    Before aiogram 3.31 only polled updates name the dispatcher; the router has it too.
-    """
-    bot = listen(bare(), "message")
-
-    async def older(handler: Any, event: Any, data: dict[str, Any]) -> Any:
-        data.pop("dispatcher", None)
-        return await handler(event, data)
-
-    bot.dispatcher.update.outer_middleware(older)
-    for limit in ("9/m", "2/m"):
-        settings = Settings(redis_url=redis_server.url)
-        middleware = RateLimitMiddleware.from_settings(settings, rate_limit=limit, timeout=5)
-        bot.dispatcher.message.middleware(middleware)
-    with pytest.raises(ConfigError, match=r"9/minute per user.*2/minute per user"):
-        await bot.send("hello")
-    await middleware.close()
 
 
 @pytest.mark.parametrize(
@@ -209,14 +183,22 @@ async def paint(event: CallbackQuery) -> str:
 
 
 @pytest.mark.parametrize("setup", [False, True])
-async def test_one_key_with_two_limits_is_an_error(setup: bool) -> None:
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        ({"limit": "3/day"}, {"limit": "9/hour"}, "(?=.*3/day)(?=.*9/hour)"),
+        ({"concurrent": 1}, {"concurrent": 2}, "(?=.*1 at a time)(?=.*2 at a time)"),
+    ],
+)
+async def test_one_key_with_two_limits_is_an_error(
+    one: dict[str, Any], other: dict[str, Any], told: str, setup: bool
+) -> None:
     """Two flags with one key and different limits are an error that names both handlers."""
-    bot = bare()
-    middleware = putting(MemoryStorage())("9/s")
+    bot, middleware = bare(), putting(MemoryStorage())("9/s")
     child = bot.dispatcher.include_router(Router())
-    bot.dispatcher.message.register(draw, flags=drawing("3/day"))
-    child.callback_query.register(paint, flags=drawing("9/hour"))
-    both = r"(?=.*test_key_conflicts\.draw)(?=.*test_key_conflicts\.paint)(?=.*3/day)(?=.*9/hour)"
+    bot.dispatcher.message.register(draw, flags={"rate_limit": {"key": "ai", **one}})
+    child.callback_query.register(paint, flags={"rate_limit": {"key": "ai", **other}})
+    both = r"(?=.*test_key_conflicts\.draw)(?=.*test_key_conflicts\.paint)" + told
     if setup:
         middleware.setup(bot.dispatcher)
         with pytest.raises(ConfigError, match=both):
@@ -318,24 +300,9 @@ async def test_a_registered_class_is_an_error(start: str) -> None:
 @pytest.mark.parametrize("guard", [False, True])
 async def test_data_of_the_bot_does_not_reach_the_handler(flag: Any, guard: bool) -> None:
     """A handler's `rate_limit` is a Decision or None, even if the dispatcher has such a key."""
-    bot = bare()
+    bot = limited("9/h", guard=guard, flag=flag)
     bot.dispatcher["rate_limit"] = "5/m"
-    putting(MemoryStorage())("9/h").setup(bot.dispatcher, guard=guard, exclude="callback_query")
-    listen(bot, "message", flags={"rate_limit": flag})
-    listen(bot, "callback_query")
     await bot.send("a")
     (decision,) = bot.decisions
     assert (decision is None) == (flag is False and not guard)
     assert decision is None or decision.allowed
-    if guard:
-        await press(bot)
-        assert bot.decisions[1:] == [None]
-
-
-async def test_a_wait_of_years() -> None:
-    """A wait of more than 366 days is announced as 366 days."""
-    rule = Rule(Limit.parse("1/300d burst 3"), cost=3)
-    bot = Instance(RateLimitMiddleware(rule), ("message", "callback_query"))
-    assert await bot.send(*"ab") == [True, False]
-    await bot.feed(callback_query=callback())
-    assert ["366 d" in each.text for each in bot.session.requests] == [True, True]

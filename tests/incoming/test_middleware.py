@@ -1,34 +1,44 @@
-"""RateLimitMiddleware through a dispatcher: what is counted, handled and refused."""
+"""RateLimitMiddleware: the contract, its arguments, and its end with the dispatcher."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import redis
 import redis.asyncio as aioredis
 from aiogram.types import Message, Poll, TelegramObject
 from fakeredis import FakeAsyncRedis, FakeServer
 
-from bot_ratelimit import RateLimitMiddleware
-from tests.servers import free_port
+from bot_ratelimit import (
+    Concurrency,
+    ConfigError,
+    Limiter,
+    MemoryStorage,
+    Notices,
+    Observer,
+    Penalty,
+    RateLimitMiddleware,
+    Rule,
+    Settings,
+    Subject,
+)
+from bot_ratelimit.testing import FlakyStorage
+from tests.recorder import Recorder
+from tests.servers import Server, free_port
+from tests.tables import table
 
-from .support import HANDLED, Instance, message
+from .support import HANDLED, Instance, message, user
 from .updates import UPDATES, bare, listen
 
 KEY = "booking_bot:client1:ratelimit:42"
 
 
-@pytest.fixture(params=["fakeredis", "redis-server"])
-async def shared(request: pytest.FixtureRequest) -> AsyncIterator[aioredis.Redis]:
-    """A client of an empty Redis, as a bot has it."""
-    if request.param == "fakeredis":
-        client: aioredis.Redis = FakeAsyncRedis(server=FakeServer())
-    else:
-        client = aioredis.Redis(port=request.getfixturevalue("redis_server").port)
-    async with client:
-        await client.flushall()
-        yield client
+@pytest.fixture(params=["fake_client", "client"])
+def shared(request: pytest.FixtureRequest) -> aioredis.Redis:
+    return request.getfixturevalue(request.param)
 
 
 async def test_the_contract(shared: aioredis.Redis) -> None:
@@ -105,3 +115,200 @@ async def test_middlewares_before_and_behind_see_the_decision() -> None:
         bot.dispatcher.message.middleware(middleware)
     assert await bot.send(*"ab") == [True, False]
     assert seen == [("behind", True), ("before", True), ("before", False)]
+
+
+Connected = Callable[[int], Awaitable[None]]
+
+
+def test_the_start_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The log says where counts are kept, in the words that operators search for.
+
+    No event loop runs yet: a bot is built before, and a constructor does no I/O.
+    """
+    caplog.set_level(logging.INFO, "bot_ratelimit")
+    RateLimitMiddleware(1.0, FakeAsyncRedis(server=FakeServer()), "booking_bot:client1")
+    RateLimitMiddleware("1/s; 20/minute sliding")
+    RateLimitMiddleware("1/s", limiter=Limiter(MemoryStorage()))
+    RateLimitMiddleware.from_settings(Settings(redis_enabled=False), rate_limit=None)
+    using, missing, chosen, disabled, again = caplog.records
+    assert (using.levelname, missing.levelname, chosen.levelname) == ("INFO", "WARNING", "INFO")
+    assert using.message == (
+        "RateLimitMiddleware: Using Redis for distributed rate limiting "
+        "(limit: 1/s per user; key prefix: booking_bot:client1)"
+    )
+    no_redis = "RateLimitMiddleware: Redis not provided, using in-memory cache"
+    assert missing.message.startswith(no_redis)
+    assert "This will NOT work correctly in multi-instance deployment" in missing.message
+    assert "20/minute sliding" in missing.message
+    assert "counting in this process" in chosen.message
+    assert "disabled by REDIS_ENABLED=false" in disabled.message
+    assert again.message.startswith(f"{no_redis} (limit: only of handlers)")
+
+
+GIVEN = Limiter(MemoryStorage())
+PENALTY = Penalty("3/m", "1h")
+
+
+@table(
+    ("arguments", "message"),
+    [
+        ({"rate_limit": "fast"}, "'fast'"),
+        ({"redis_client": redis.Redis()}, "a redis.asyncio.Redis"),
+        ({"key_prefix": "my bot"}, "key_prefix='my bot'"),
+        ({"on_limited": Notices}, "on_limited="),
+        ({"on_limited": lambda event: None}, "takes (event): expected a function of (event, dec"),
+        ({"exempt": lambda event: True}, "takes (event): expected a function of (event, data)"),
+        ({"rate_limit": {"limit": "5/m"}}, "rate_limit={'limit': '5/m'}: expected a limit such as"),
+        ({"rate_limit": [Rule("1/m"), Concurrency(1)]}, "does not count events: give it to a hand"),
+        *(({"penalty": each}, "expected Penalty(") for each in ("9/m", Rule("1/m"), [PENALTY])),
+        ({"redis_client": aioredis.Redis(), "limiter": GIVEN}, "redis_client and limiter"),
+        ({"limiter": GIVEN, "on_error": "deny"}, "on_error and limiter"),
+        ({"limiter": GIVEN, "observer": Observer()}, "observer and limiter"),
+        ({"limiter": GIVEN, "statistics": True}, "statistics and limiter"),
+        ({"limiter": MemoryStorage()}, "limiter is a MemoryStorage: expected Limiter(storage)"),
+        ({"limiter": aioredis.Redis(password="hunter2")}, "goes into redis_client"),
+        ({"per_bot": "no"}, "per_bot='no'"),
+        ({"once_per_update": 1}, "once_per_update=1"),
+    ],
+)
+def test_an_invalid_argument_is_named(arguments: dict[str, Any], message: str) -> None:
+    """An invalid argument stops the bot at its start, with a message and without secrets."""
+    with pytest.raises(ConfigError) as error:
+        RateLimitMiddleware(**arguments)
+    assert message in str(error.value)
+    assert "hunter2" not in str(error.value)
+
+
+async def test_from_the_environment(
+    environment: pytest.MonkeyPatch, redis_server: Server, client: aioredis.Redis
+) -> None:
+    """`from_settings` takes limit, server, prefix, policy and exemptions from the environment."""
+    for name, value in {
+        "REDIS_URL": redis_server.url,
+        "REDIS_KEY_PREFIX": "booking_bot:client1",
+        "RATE_LIMIT": "2/m",
+        "RATE_LIMIT_ON_ERROR": "memory",
+        "RATE_LIMIT_TIMEOUT": "1.5",
+        "RATE_LIMIT_EXEMPT": "43, -100",
+    }.items():
+        environment.setenv(name, value)
+    middleware = RateLimitMiddleware.from_settings(limiter=None)  # the same as no argument
+    assert (middleware.limiter.on_error, middleware.limiter.timeout) == ("memory", 1.5)
+    bot = Instance(middleware)
+    assert await bot.send(*"abc") == [True, True, False]
+    assert await bot.send(*"abc", **{"from": user(43)}) == [True] * 3
+    assert await client.get("booking_bot:client1:ratelimit:42") == b"3"
+    await middleware.close()
+
+
+async def test_arguments_win_over_the_environment(environment: pytest.MonkeyPatch) -> None:
+    """Every argument of the constructor can be given to `from_settings`, and wins."""
+    environment.setenv("REDIS_URL", f"redis://127.0.0.1:{free_port()}")
+    environment.setenv("RATE_LIMIT", "9/m")
+    recorder = Recorder()
+    async with FakeAsyncRedis(server=FakeServer()) as client:
+        middleware = RateLimitMiddleware.from_settings(
+            rate_limit="1/m",
+            redis_client=client,
+            key_prefix="mine",
+            observer=recorder,
+            statistics=True,
+        )
+        assert middleware.limiter.keeps_statistics
+        assert await Instance(middleware).send(*"ab") == [True, False]
+        assert b"mine:ratelimit:42" in await client.keys()
+    assert len(recorder.named("decided")) == 2
+    given = RateLimitMiddleware.from_settings(limiter=GIVEN)
+    assert given.limiter is GIVEN
+    assert given.rules == (Rule("9/m"),)
+    with pytest.raises(ConfigError, match="settings is a str: expected Settings"):
+        RateLimitMiddleware.from_settings("redis://h")  # type: ignore[arg-type] # the mistake
+
+
+async def test_the_memory_size_applies_with_a_client_too(environment: pytest.MonkeyPatch) -> None:
+    """RATE_LIMIT_MEMORY_SIZE also bounds the standby memory of a client that is given."""
+    environment.setenv("RATE_LIMIT_MEMORY_SIZE", "1")
+    environment.setenv("RATE_LIMIT_ON_ERROR", "memory")
+    for client in (None, aioredis.Redis(port=free_port())):
+        limiter = RateLimitMiddleware.from_settings(redis_client=client).limiter
+        for id_ in (1, 2, 1):  # the second one takes the place of the first
+            assert (await limiter.hit("1/h", Subject(user=id_))).allowed
+
+
+async def test_reset_of_a_wrong_type() -> None:
+    """Anything but an id or a Subject is an error that says what is expected."""
+    for subject in ("42", None, True):
+        with pytest.raises(ConfigError, match=r"reset: .* is not a user: pass an id"):
+            await RateLimitMiddleware("1/s").reset(subject)  # type: ignore[arg-type] # a mistake
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "variable"),
+    [
+        ("on_error", "allow", "RATE_LIMIT_ON_ERROR"),
+        ("timeout", 0.5, "RATE_LIMIT_TIMEOUT"),
+        ("key_prefix", "mine", "REDIS_KEY_PREFIX"),
+    ],
+)
+def test_a_limiter_together_with_its_own_arguments(
+    environment: pytest.MonkeyPatch, name: str, given: Any, variable: str
+) -> None:
+    """`from_settings` never ignores a policy silently, neither an argument nor a variable."""
+    limiter = Limiter(MemoryStorage(), key_prefix="shop", on_error="deny", timeout=1)
+    with pytest.raises(ConfigError, match=f"{name} and limiter are both given"):
+        RateLimitMiddleware.from_settings(limiter=limiter, **{name: given})
+    environment.setenv(variable, str(given))
+    with pytest.raises(ConfigError, match=f"{variable}=.* and a limiter with {name}="):
+        RateLimitMiddleware.from_settings(limiter=limiter)
+    environment.setenv(variable, str(getattr(limiter, name)))
+    assert RateLimitMiddleware.from_settings(limiter=limiter).limiter is limiter
+
+
+async def test_shutdown_closes_the_client_of_from_settings(
+    redis_server: Server, connected: Connected
+) -> None:
+    """It is closed with the dispatcher, without code in the bot, however often it was set up."""
+    settings = Settings(redis_url=f"{redis_server.url}?client_name=ours", rate_limit_timeout=5)
+    middleware, bot = RateLimitMiddleware.from_settings(settings), bare()
+    before = len(bot.dispatcher.shutdown.handlers)
+    for _ in range(3):
+        middleware.setup(listen(bot, "message").dispatcher, guard=True)
+    assert len(bot.dispatcher.shutdown.handlers) == before + 1
+    for _ in range(2):  # a dispatcher may be started again
+        await bot.send("hello")
+        await connected(1)
+        await bot.dispatcher.emit_shutdown()
+        await connected(0)
+
+
+@pytest.mark.parametrize("closing", ["shutdown", "close"])
+async def test_a_given_client_stays_open(
+    redis_server: Server, connected: Connected, closing: str
+) -> None:
+    """Only the limiter's own connection is closed with the bot, which still decides after it.
+
+    With `setup` it is opened at the start, so the first update need not wait; nothing is charged.
+    """
+    async with aioredis.Redis(port=redis_server.port, client_name="ours") as client:
+        await client.flushall()
+        middleware, bot = RateLimitMiddleware("1/m", client), listen(bare(), "message")
+        middleware.setup(bot.dispatcher)
+        mine = await client.client_id()
+        await connected(1)
+        await bot.dispatcher.emit_startup()
+        await connected(2)
+        assert await client.keys("*") == []
+        assert await bot.send("hello") == [True]
+        await (bot.dispatcher.emit_shutdown() if closing == "shutdown" else middleware.close())
+        await connected(1)
+        assert await client.client_id() == mine
+        assert await bot.send("late") == [False]
+
+
+async def test_a_given_limiter_stays_open() -> None:
+    """A limiter that was given may be used by another bot or a background job."""
+    storage = FlakyStorage()
+    bot = Instance(RateLimitMiddleware("1/m", limiter=Limiter(storage)))
+    await bot.send("hello")
+    await bot.dispatcher.emit_shutdown()
+    assert not storage.closed

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiogram import Bot, flags
+from aiogram import Bot
 from aiogram.client.default import DefaultBotProperties
 from aiogram.exceptions import TelegramAPIError, TelegramForbiddenError, TelegramRetryAfter
 from aiogram.methods import AnswerCallbackQuery, AnswerInlineQuery, SendMessage, TelegramMethod
@@ -17,16 +17,7 @@ from aiogram.utils.callback_answer import CallbackAnswerMiddleware
 from aiogram.utils.i18n import I18n, I18nMiddleware, gettext
 from fakeredis import FakeAsyncRedis, FakeServer
 
-from bot_ratelimit import (
-    ConfigError,
-    Decision,
-    Limiter,
-    Notices,
-    RateLimitMiddleware,
-    Rule,
-    Scope,
-    Subject,
-)
+from bot_ratelimit import ConfigError, Decision, Limiter, Notices, RateLimitMiddleware, Rule, Scope
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.recorder import Recorder
 from tests.tables import table
@@ -149,15 +140,6 @@ async def test_a_flood(fleet: Fleet) -> None:
     assert sum(len(bot.handled) for bot in bots) == 2
 
 
-async def test_notices_per_bot(limiter: Limiter) -> None:
-    """With `per_bot=True` each bot sends its own notice."""
-    bots = [telling(limiter=limiter, per_bot=True) for _ in range(2)]
-    bots[1].bot = Bot("2:TEST", session=bots[1].session)
-    for bot in bots:
-        await bot.send(*"abc")
-    assert [len(bot.session.requests) for bot in bots] == [1, 1]
-
-
 @pytest.mark.parametrize("in_groups", [False, True])
 async def test_notices_in_groups_are_optional(in_groups: bool) -> None:
     """In a group there is no notice, or with `in_groups=True` one per member and window.
@@ -210,15 +192,11 @@ async def test_notices_do_not_flood(limit: Any, limiter: Limiter, clock: Clock) 
     [
         (TEXTS, "ru-RU", RUSSIAN),
         (TEXTS, "pt-br", ENGLISH),
-        (TEXTS, None, ENGLISH),
-        ("Wait {seconds} s", None, "Wait 60 s"),
         ({"de": "Warte {seconds} s", "en": "Wait"}, "de-AT", "Warte 60 s"),
         ({"de": "Warte {seconds} s", "en": "Wait"}, "ru", "Warte 60 s"),
-        ({"en": "Wait", "pt": "Espere", "pt-br": "Espera"}, "pt-pt", "Espere"),
         ({"en": "Wait", "pt-br": "Espera"}, "pt", "Wait"),
         # Locales are written in several ways; Telegram writes pt-br.
         ({"en": "Wait", "pt-BR": "Espera"}, "pt-br", "Espera"),
-        (Notices({"en": "Wait", "ru": "Погодите"}), "ru", "Погодите"),
         ("{{{seconds}}} %", None, "{60} %"),
         ("Подождите {wait}", "en", "Подождите 60 с"),
         ({"en": "Wait {wait}", "bg": "Чакай {wait}"}, "bg", "Чакай 60 s"),
@@ -269,7 +247,7 @@ async def test_what_telegram_would_reject_is_not_sent() -> None:
 
 @pytest.mark.parametrize("guard", [False, True])
 async def test_a_custom_async_function(guard: bool, limiter: Limiter) -> None:
-    """It gets the inner event, decision and data of every refused event, and sends everything."""
+    """It gets event, decision and data of every refused event; with None nothing is sent."""
     seen: list[tuple[TelegramObject, Decision, dict[str, Any]]] = []
 
     async def tell(event: TelegramObject, decision: Decision, data: dict[str, Any]) -> None:
@@ -289,15 +267,10 @@ async def test_a_custom_async_function(guard: bool, limiter: Limiter) -> None:
     assert seen[0][2]["bot"] is bot.bot
     assert seen[0][2]["rate_limit"] is seen[0][1]
     assert texts(bot) == ["No!"]
-
-
-async def test_none_means_no_notices() -> None:
-    bot = telling(on_limited=None)
-    await bot.send(*"ab")
-    await bot.feed(callback_query=callback())
-    await bot.feed(inline_query=inline_query())
-    assert len(bot.handled) == 1
-    assert requests(bot) == []
+    silent = telling(limiter=limiter, on_limited=None)
+    await silent.feed(callback_query=callback())
+    assert await silent.send("a") == [False]
+    assert requests(silent) == []
 
 
 @pytest.mark.parametrize("custom", [False, True])
@@ -322,13 +295,8 @@ async def test_a_custom_on_limited_can_call_the_notices(custom: bool, limiter: L
     ]
     assert len(recorder.named("decided")) == 7  # not those about notices
     assert texts(bot)[0] == "Wait 60 s, please."
-
-
-async def test_notices_outside_of_on_limited_are_an_error(limiter: Limiter) -> None:
-    """Without a refusal there is nothing to notify about."""
-    decision = await limiter.hit("1/s", Subject(user=42))
     with pytest.raises(ConfigError, match="call it in on_limited"):
-        await Notices()(TelegramObject(), decision, {})
+        await notices(TelegramObject(), recorder.named("decided")[0][1], {})
 
 
 METHOD = SendMessage(chat_id=42, text="")
@@ -393,42 +361,35 @@ async def test_no_message_notices_in_an_outage() -> None:
 
 @pytest.mark.parametrize("pre", [False, True])
 @pytest.mark.parametrize("order", ["callback answer first", "rate limit first", "guard"])
+@pytest.mark.parametrize("own", [False, True])
 async def test_beside_callback_answer_middleware(
-    order: str, pre: bool, limiter: Limiter, caplog: pytest.LogCaptureFixture
+    own: bool, order: str, pre: bool, limiter: Limiter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With aiogram's CallbackAnswerMiddleware every press is answered exactly once."""
-    bot = bare()
-    ours = RateLimitMiddleware("1/m", limiter=limiter)
+    """With aiogram's CallbackAnswerMiddleware every press is answered exactly once.
+
+    A handler that answers presses itself does not run when refused, so we answer.
+    """
+    bot, first = bare(), order == "callback answer first"
     theirs = CallbackAnswerMiddleware(pre=pre, text="Done")
-    if order == "callback answer first":
+    if first:
         bot.dispatcher.callback_query.middleware(theirs)
+    ours = RateLimitMiddleware("1/m", limiter=limiter)
     ours.setup(bot.dispatcher, guard=order == "guard")
-    if order != "callback answer first":
+    if not first:
         bot.dispatcher.callback_query.middleware(theirs)
-    listen(bot, "callback_query")
+
+    async def answer(event: CallbackQuery) -> None:
+        if own:
+            await event.answer("Done")
+
+    flag = {"callback_answer": {"disabled": True}} if own else {}
+    bot.dispatcher.callback_query.register(answer, flags=flag)
     for i in range(4):
         await bot.feed(callback_query=callback(id=str(i)))
     assert [each.callback_query_id for each in requests(bot)] == list("0123")
-    answered_before_us = pre and order == "callback answer first"
+    answered_before_us = pre and first and not own
     assert texts(bot) == ["Done", *(["Done" if answered_before_us else ENGLISH] * 3)]
-    assert len(bot.handled) == 1
     assert "Could not tell" not in caplog.text
-
-
-async def test_a_handler_that_answers_itself(limiter: Limiter) -> None:
-    """A handler that answers presses itself does not run when refused, so we answer."""
-    bot = bare()
-    bot.dispatcher.callback_query.middleware(CallbackAnswerMiddleware(pre=True))
-    RateLimitMiddleware("1/m", limiter=limiter).setup(bot.dispatcher)
-
-    @bot.dispatcher.callback_query()
-    @flags.callback_answer(disabled=True)
-    async def handler(event: CallbackQuery) -> None:
-        await event.answer("My own")
-
-    for _ in range(3):
-        await bot.feed(callback_query=callback())
-    assert texts(bot) == ["My own", ENGLISH, ENGLISH]
 
 
 async def test_the_key_of_notices() -> None:

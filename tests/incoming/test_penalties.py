@@ -9,50 +9,38 @@ from typing import Any
 import pytest
 from aiogram.methods import SendMessage
 
-from bot_ratelimit import (
-    Decision,
-    Limiter,
-    Penalty,
-    RateLimitMiddleware,
-    Scope,
-    Subject,
-)
-from bot_ratelimit.testing import Clock, FlakyStorage
+from bot_ratelimit import Decision, Limiter, Penalty, RateLimitMiddleware, Subject
+from bot_ratelimit.testing import Clock
 
-from .support import Instance, callback, message, user
-from .updates import GROUP, Fleet, limited
+from .support import Instance, callback, message
+from .updates import Fleet, limited
 
 ANNA = Subject(user=42)
 PENALTY = Penalty("3/m", "1h")
 
 
-class Refusals:
+def telling(seen: list[Decision]) -> Any:
     """An `on_limited` that records the decisions."""
-
-    def __init__(self) -> None:
-        self.decisions: list[Decision] = []
-
-    async def __call__(self, event: Any, decision: Decision, data: dict[str, Any]) -> None:
-        self.decisions.append(decision)
+    return lambda event, decision, data: seen.append(decision)
 
 
 async def test_a_ban(limiter: Limiter, clock: Clock) -> None:
     """After enough refused attempts everything is refused until the announced end of the ban."""
-    seen = Refusals()
-    bot = limited("1/s", limiter=limiter, penalty=PENALTY, on_limited=seen)
+    seen: list[Decision] = []
+    bot = limited("1/s", limiter=limiter, penalty=PENALTY, on_limited=telling(seen))
     assert await bot.send(*"abcd") == [True, False, False, False]
-    assert [d.banned for d in seen.decisions] == [False, False, True]
-    assert [d.retry_after for d in seen.decisions] == [1.0, 1.0, 3_600.0]
-    assert seen.decisions[2].rule == PENALTY
+    assert [d.banned for d in seen] == [False, False, True]
+    assert [d.retry_after for d in seen] == [1.0, 1.0, 3_600.0]
+    assert seen[2].rule == PENALTY
     for _ in range(59):  # what is sent meanwhile does not prolong it
         clock.move(60)
         assert await bot.send("e") == [False]
     clock.move(59)
     assert await bot.send("e") == [False]
-    assert (seen.decisions[-1].banned, seen.decisions[-1].retry_after) == (True, 1.0)
+    assert (seen[-1].banned, seen[-1].retry_after) == (True, 1.0)
     clock.move(1)
     assert await bot.send(*"fgh") == [True, False, False]
-    assert [d.banned for d in seen.decisions[-2:]] == [False, False]
+    assert [d.banned for d in seen[-2:]] == [False, False]
 
 
 async def test_a_ban_holds_on_every_instance(
@@ -63,18 +51,18 @@ async def test_a_ban_holds_on_every_instance(
     The key counts the refused attempts, its TTL is the rest of the ban; it is logged once.
     """
     caplog.set_level(logging.WARNING, "bot_ratelimit")
-    seen = Refusals()
+    seen: list[Decision] = []
     bots = fleet.start(
-        "1/m", observers=["message", "callback_query"], penalty=PENALTY, on_limited=seen
+        "1/m", observers=["message", "callback_query"], penalty=PENALTY, on_limited=telling(seen)
     )
     assert [(await bot.send("a"))[0] for bot in (*bots, bots[0])] == [True, False, False, False]
-    assert [d.banned for d in seen.decisions] == [False, False, True]
+    assert [d.banned for d in seen] == [False, False, True]
     await fleet.limiters()[2].reset("1/m", ANNA)  # the limit itself has room again
     fed = [bot.feed(message=message()) for bot in bots]
     fed += [bot.feed(callback_query=callback()) for bot in bots]
     assert await asyncio.gather(*fed) == [None] * 6
-    assert all(d.banned for d in seen.decisions[3:])
-    assert {d.source for d in seen.decisions} == {"memory" if fleet.client is None else "redis"}
+    assert all(d.banned for d in seen[3:])
+    assert {d.source for d in seen} == {"memory" if fleet.client is None else "redis"}
     assert [each for each in caplog.messages if "Banned" in each] == [
         "Banned for 3600 s: bot:ratelimit:ban:42 (ban of 3600 s after 3/minute)"
     ]
@@ -83,17 +71,6 @@ async def test_a_ban_holds_on_every_instance(
         assert await fleet.keys() == {"bot:ratelimit:ban:42", *index}
         assert await fleet.client.get("bot:ratelimit:ban:42") == b"9"
         assert 3_590_000 < await fleet.client.pttl("bot:ratelimit:ban:42") <= 3_600_000
-
-
-@pytest.mark.parametrize("scope", [Scope.USER, Scope.CHAT])
-async def test_a_penalty_bans_its_scope(scope: Scope, limiter: Limiter) -> None:
-    """A ban is for one user, or for a chat, where the refusals of its members add up."""
-    bot = limited("1/m", limiter=limiter, penalty=Penalty("3/m", "1h", scope=scope))
-    for id_ in (42, 43, 44):
-        assert await bot.send(*"ab", chat=GROUP, **{"from": user(id_)}) == [True, False]
-    newcomer = {"from": user(45)}
-    assert await bot.send("a", chat=GROUP, **newcomer) == [scope is Scope.USER]
-    assert await bot.send("a", chat=GROUP | {"id": -101}, **newcomer) == [scope is Scope.CHAT]
 
 
 async def test_an_update_is_one_strike(limiter: Limiter) -> None:
@@ -129,13 +106,3 @@ async def test_users_who_are_banned_by_hand_are_told_nothing(limiter: Limiter) -
     await bot.feed(callback_query=callback())
     (answer,) = bot.session.requests
     assert (answer.text, answer.cache_time) == (None, 30)
-
-
-async def test_an_outage_bans_nobody(fleet: Fleet) -> None:
-    """Refusals by the policy are not strikes."""
-    storage = FlakyStorage(fleet.storages[0])
-    limiter = Limiter(storage, on_error="deny", timeout=5)
-    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, penalty=PENALTY, on_limited=None))
-    storage.fail()
-    assert await bot.send(*"abcdef") == [False] * 6
-    assert (await fleet.limiters()[0].peek(PENALTY, ANNA)).remaining == 3

@@ -1,4 +1,4 @@
-"""What comes again or too late: `Debounce` and `max_age`."""
+"""What comes again or too late: redelivered updates, albums, `Debounce` and `max_age`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,28 @@ import time
 from typing import Any
 
 import pytest
-from aiogram.methods import AnswerCallbackQuery
+from aiogram import Bot
+from aiogram.methods import AnswerCallbackQuery, SendMessage
 
-from bot_ratelimit import ConfigError, Debounce, Limiter, RateLimitMiddleware, Subject
+from bot_ratelimit import (
+    ConfigError,
+    Debounce,
+    Limiter,
+    Penalty,
+    RateLimitMiddleware,
+    Rule,
+    Subject,
+)
 from bot_ratelimit.testing import Clock
 from tests.tables import table
 
 from .support import HANDLED, Instance, callback, message
 from .updates import (
+    BUSINESS,
     CHANNEL_POST,
+    DATE,
+    GROUP,
+    Event,
     Fleet,
     album,
     bare,
@@ -30,39 +43,37 @@ from .updates import (
 
 
 async def test_the_same_again_is_refused_on_every_instance(fleet: Fleet) -> None:
-    """An equal press, text or file of a user is refused; another one is not."""
+    """An equal press, text or file of a user is refused; another one is not.
+
+    The button loses its spinner without words; equal messages get no notice.
+    """
     bots = fleet.start(["1000/s", Debounce("10m")], observers=("message", "callback_query"))
     file = content(document={"file_id": "a", "file_unique_id": "doc"})
     press = callback()
     for event in (message("hi"), photo(), file):
         assert [await bot.feed(message=event) for bot in bots] == [HANDLED, None, None]
     assert [await bot.feed(callback_query=press) for bot in bots] == [HANDLED, None, None]
+    for bot in bots[1:]:
+        (answer,) = bot.session.requests
+        assert isinstance(answer, AnswerCallbackQuery)
+        assert (answer.text, answer.cache_time) == (None, 30)
     assert await bots[1].send("hi!", "Hi") == [True, True]
     assert await bots[1].feed(callback_query=press | {"data": "other"}) == HANDLED
     assert await bots[2].send("hi", **{"from": press["from"] | {"id": 43}}) == [True]
     assert await fleet.used("1000/s") == 7
 
 
-async def test_a_second_press_is_answered_without_words(limiter: Limiter, clock: Clock) -> None:
-    """The button loses its spinner; equal messages get no notice."""
-    middleware = RateLimitMiddleware(Debounce("2s"), limiter=limiter)
-    bot = Instance(middleware, ["message", "callback_query"])
-    press = callback()
-    assert [await bot.feed(callback_query=press) for _ in range(2)] == [HANDLED, None]
-    assert await bot.send("a", "a") == [True, False]
-    (answer,) = bot.session.requests
-    assert isinstance(answer, AnswerCallbackQuery)
-    assert (answer.text, answer.cache_time) == (None, 2)
-    clock.move(2)
-    assert await bot.feed(callback_query=press) == HANDLED
-
-
-async def test_albums_edits_and_other_content_are_not_compared() -> None:
-    """An album of equal photos arrives complete; dice and contacts may come twice."""
-    bot = limited(Debounce("2s"), ["message", "edited_message"])
+async def test_albums_edits_and_other_content_are_not_compared(
+    limiter: Limiter, clock: Clock
+) -> None:
+    """An album of equal photos arrives complete; dice, and what is later, may come twice."""
+    bot = limited(Debounce("2s"), ["message", "edited_message"], limiter=limiter)
     dice = content(dice={"emoji": "🎲", "value": 6})
     for event in (*album(3), dice, dice):
         assert await bot.feed(message=event) == HANDLED
+    assert await bot.send("a", "a") == [True, False]
+    clock.move(2)
+    assert await bot.send("a") == [True]
     edit = message("a", edit_date=1)
     assert [await bot.feed(edited_message=edit) for _ in range(2)] == [HANDLED] * 2
 
@@ -124,3 +135,104 @@ async def test_old_messages_are_dropped(
     assert [each for each in caplog.messages if "max_age" in each] == [
         "5 updates were dropped, because their messages were older than 120 s (max_age)"
     ]
+
+
+async def spread(bots: list[Instance], events: list[Event]) -> list[bool]:
+    """Send each event to the next instance; return which of them were handled."""
+    results = [await bots[i % len(bots)].feed(message=event) for i, event in enumerate(events)]
+    return [result == HANDLED for result in results]
+
+
+async def at_once(bots: list[Instance], events: list[Event]) -> list[bool]:
+    """Like `spread`, but all events arrive at the same time."""
+    fed = [bots[i % len(bots)].feed(message=event) for i, event in enumerate(events)]
+    return [result == HANDLED for result in await asyncio.gather(*fed)]
+
+
+def notices(bots: list[Instance]) -> list[Any]:
+    return [each for bot in bots for each in bot.session.requests if isinstance(each, SendMessage)]
+
+
+@pytest.mark.parametrize("arrive", [spread, at_once])
+async def test_an_album_is_one_event(fleet: Fleet, arrive: Any) -> None:
+    """Over three instances an album of ten costs one under each rule.
+
+    One that a rule refuses is charged to no other, and is one strike with one notice.
+    """
+    slow, penalty = Rule("9/h", name="slow"), Penalty("3/m", "1h")
+    bots = fleet.start([slow, "1/m"], penalty=penalty)
+    assert await arrive(bots, album(10)) == [True] * 10
+    assert await fleet.used("1/m") == 1
+    assert {d and d.remaining for bot in bots for d in bot.decisions} == {0}
+    for _ in range(2):
+        assert await arrive(bots, album(10)) == [False] * 10
+        assert len(notices(bots)) == 1
+    assert [await fleet.used(each) for each in (slow, penalty)] == [1, 2]
+    if fleet.client is not None:
+        assert await fleet.client.get("bot:ratelimit:42") == b"3"
+
+
+async def test_what_is_another_event(fleet: Fleet) -> None:
+    """Albums of other chats, also with the same media_group_id, of a business chat, and edits."""
+    observers = ["message", "business_message", "edited_message"]
+    bots = fleet.start("4/m", observers=observers, on_limited=None)
+    items = album(3, "1")
+    assert await spread(bots, items) == [True] * 3
+    assert await spread(bots, album(3, "1", chat=GROUP)) == [True] * 3
+    edits = [items[0] | {"edit_date": DATE + i, "caption": "x"} for i in range(3)]
+    results = [await bots[i].feed(edited_message=edit) for i, edit in enumerate(edits)]
+    assert results == [HANDLED] * 2 + [None]
+    for item in album(2, "2", **BUSINESS):
+        assert await bots[0].feed(business_message=item) == HANDLED
+
+
+async def test_an_album_outlives_its_window(limiter: Limiter, clock: Clock) -> None:
+    """Items that arrive before and after the end of a window still share one verdict."""
+    bot = limited("1/s", limiter=limiter)
+    handled, refused = album(5), album(5)
+    assert await spread([bot], [handled[0], refused[0]]) == [True, False]
+    for i in range(1, 5):
+        clock.move(0.5)
+        assert await spread([bot], [refused[i], handled[i]]) == [False, True]
+    assert await bot.send("a") == [True]  # the album was charged 2 s ago
+
+
+async def test_an_album_before_guard_and_handler(fleet: Fleet) -> None:
+    """The guard and the handler's own limit each charge an album once, not per item."""
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        RateLimitMiddleware("9/m", limiter=limiter).setup(bot.dispatcher, guard=True)
+        listen(bot, "message", flags={"rate_limit": {"limit": "9/m", "key": "photos", "cost": 3}})
+
+    bots = fleet.assemble(put)
+    assert await at_once(bots, album(10)) == [True] * 10
+    assert await fleet.used("9/m") == 1
+    assert await fleet.used(Rule("9/m", name="photos")) == 3
+
+
+async def test_a_redelivered_update_is_charged_once(fleet: Fleet) -> None:
+    """With `once_per_update` it gets the verdict of its first delivery, also if both overlap."""
+    bots = fleet.start("2/m", once_per_update=True)
+    first, second, third = ({"update_id": i, "message": message()} for i in (7, 8, 9))
+    assert await asyncio.gather(*(bot.feed(**first) for bot in bots * 5)) == [HANDLED] * 15
+    assert await fleet.used("2/m") == 1
+    assert await bots[1].feed(**second) == HANDLED
+    assert [await bot.feed(**third) for bot in bots] == [None] * 3
+    assert [await bot.feed(**first) for bot in bots] == [HANDLED] * 3
+    assert len(notices(bots)) == 1
+
+
+@pytest.mark.parametrize("differs", ["the bot", "the minute", "the option"])
+async def test_what_is_no_redelivery_is_charged(
+    differs: str, limiter: Limiter, clock: Clock
+) -> None:
+    """Another bot's update, one after a minute, or without `once_per_update`, counts again."""
+    bot = limited("1/h", limiter=limiter, once_per_update=differs != "the option")
+    assert await bot.feed(update_id=7, message=message()) == HANDLED
+    if differs == "the bot":
+        bot.bot = Bot("2:TEST", session=bot.session)
+    elif differs == "the minute":
+        clock.move(59)
+        assert await bot.feed(update_id=7, message=message()) == HANDLED
+        clock.move(2)
+    assert await bot.feed(update_id=7, message=message()) is None
