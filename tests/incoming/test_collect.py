@@ -195,9 +195,7 @@ async def test_what_was_handled_in_an_outage_is_removed_after_it(
     assert calls.texts == [["a"], ["b"]]
 
 
-async def test_a_message_that_arrives_while_the_list_is_taken_is_handled_once(
-    fleet: Fleet,
-) -> None:
+async def test_a_message_that_arrives_meanwhile_is_handled_once(fleet: Fleet) -> None:
     """It comes after the list was taken, so it is the first of the next one."""
     calls, late = Calls(), Late(fleet.storages[0], "take_list")
     bot = collecting(Limiter(late, timeout=5), calls)

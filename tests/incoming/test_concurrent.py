@@ -29,7 +29,7 @@ from bot_ratelimit.storage.base import Storage
 from tests.benches import eventually
 
 from .support import HANDLED, callback, message, user
-from .updates import Fleet, bare, limited, pre_checkout
+from .updates import Fleet, bare, limited, pre_checkout, used
 
 ONE = {"concurrent": 1}
 
@@ -122,32 +122,31 @@ async def test_button_presses_are_answered(storage: Storage) -> None:
 async def test_users_have_separate_slots(storage: Storage) -> None:
     """Each user has their own slots, unless the flag names another scope."""
     events = [{"message": message(**{"from": user(n)})} for n in (11, 12, 13)]
-    async with Bots(storage, ONE) as bots:
-        tasks = await bots.start(3, *events)
-        bots.end.set()
-        assert await asyncio.gather(*tasks) == [HANDLED] * 3
-    async with Bots(storage, {"concurrent": 2, "scope": "global", "key": "all"}) as bots:
-        tasks = await bots.start(2, *events)
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        bots.end.set()
-        await asyncio.gather(*tasks)
-        assert bots.most == 2
+    for flag, at_once in ((ONE, 3), ({"concurrent": 2, "scope": "global", "key": "all"}, 2)):
+        async with Bots(storage, flag) as bots:
+            tasks = await bots.start(at_once, *events)
+            bots.end.set()
+            results = await asyncio.gather(*tasks)
+            assert (results.count(HANDLED), bots.most) == (at_once, at_once)
 
 
 async def test_one_dispatch_takes_one_slot(limiter: Limiter) -> None:
-    """Several middlewares in one dispatch share the slot and do not deadlock."""
+    """Several middlewares share the slot, and charge the handler's limit once."""
     bot, router, inner = bare(), Router(), Router()
     bot.dispatcher.include_router(router)
     router.include_router(inner)
-    for each in (bot.dispatcher, router, inner):
-        each.message.middleware(RateLimitMiddleware("9/s", limiter=limiter))
+    rules = [Rule("9/s", name=name) for name in "xyz"]
+    for rule, each in zip(rules, (bot.dispatcher, router, inner), strict=True):
+        each.message.middleware(RateLimitMiddleware(rule, limiter=limiter))
 
     async def skip(message: Message) -> None:
         raise SkipHandler
 
     for handler in (skip, bot._handle):
-        inner.message.register(handler, flags={"rate_limit": {"concurrent": 1, "key": "a"}})
+        flag = {"limit": "9/m", "concurrent": 1, "key": "a"}
+        inner.message.register(handler, flags={"rate_limit": flag})
     assert await bot.send("a") == [True]
+    assert await used(limiter, Rule("9/m", name="a")) == 2
 
 
 async def test_a_handler_charges_and_refunds_the_rules_of_its_update(fleet: Fleet) -> None:

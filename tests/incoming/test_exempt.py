@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from aiogram.types import Message, TelegramObject
 
-from bot_ratelimit import ConfigError, Decision, Limiter, Penalty, RateLimitMiddleware, Subject
+from bot_ratelimit import ConfigError, Limiter, Penalty, RateLimitMiddleware, Subject
 from bot_ratelimit.testing import Clock
 
 from .support import HANDLED, callback, chat, inline_query, message, user
@@ -160,17 +161,13 @@ async def test_an_exempt_group_does_not_exempt_bots(exempt: Any, guard: bool) ->
 
 async def test_a_refused_bot_is_told_nothing() -> None:
     """Neither a notice nor `on_limited` answers a bot, which might answer again."""
-    called = []
-
-    def tell(event: TelegramObject, decision: Decision, data: dict[str, Any]) -> None:
-        called.append(event)
-
-    for on_limited in (tell, "Wait {wait}."):
+    tell = Mock()
+    for on_limited in (lambda event, decision, data: tell(), "Wait {wait}."):
         bot = limited("1000/s", bots="1/m", on_limited=on_limited)
         private = {"from": OTHER, "chat": chat(OTHER["id"])}
         assert await bot.send(*"abc", **private) == [True, False, False]
         assert bot.session.requests == []
-    assert called == []
+    tell.assert_not_called()
 
 
 async def test_bots_may_be_limited_like_users() -> None:

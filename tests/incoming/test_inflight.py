@@ -47,33 +47,27 @@ class Busy:
         return self.updates[-1]
 
 
-async def test_shutdown_waits_for_running_handlers() -> None:
-    """The last may end in any way; all other shutdown callbacks come after the wait."""
-    busy = Busy()
-    await busy.bot.dispatcher.emit_shutdown()
-    updates = [await busy.start(message=message()) for _ in range(2)]
-    stopping = asyncio.create_task(busy.bot.dispatcher.emit_shutdown())
-    updates[0].cancel()
-    await asyncio.sleep(0.01)
-    assert not stopping.done()
-    busy.release.set()
-    await stopping
-    assert busy.stopped == [[], [True, True]]
-    assert await updates[1] == HANDLED
+def test_shutdown_waits_for_running_handlers() -> None:
+    """The last may end in any way; all other shutdown callbacks come after the wait.
 
-
-def test_a_dispatcher_that_is_started_again_waits_again() -> None:
-    """The second `asyncio.run` of a process waits at its shutdown as the first one did."""
+    A dispatcher that is started again, in the second event loop of a process, waits again.
+    """
     busy = Busy()
 
     async def run() -> bool:
+        await busy.bot.dispatcher.emit_shutdown()
         busy.release = asyncio.Event()
-        update = await busy.start(message=message())
-        asyncio.get_running_loop().call_later(0.01, busy.release.set)
-        await busy.in_flight.drain()
-        return await update == HANDLED
+        updates = [await busy.start(message=message()) for _ in range(2)]
+        stopping = asyncio.create_task(busy.bot.dispatcher.emit_shutdown())
+        updates[0].cancel()
+        await asyncio.sleep(0.01)
+        assert not stopping.done()
+        busy.release.set()
+        await stopping
+        return bool(await updates[1] == HANDLED)
 
     assert [asyncio.run(run()) for _ in range(2)] == [True, True]
+    assert busy.stopped == [[], [True] * 2, [True] * 2, [True] * 4]
 
 
 async def test_shutdown_does_not_wait_forever(caplog: pytest.LogCaptureFixture) -> None:

@@ -221,7 +221,6 @@ async def test_a_flag_and_a_middleware_with_one_key_are_an_error() -> None:
     ("one", "other"),
     [
         (drawing("3/day"), drawing("3/day", cost=2)),
-        (drawing("3/day"), drawing("3/day", shadow=True)),
         (drawing("3/day"), drawing("9/hour", scope="chat")),
         (drawing("3/day; 1/s"), drawing("3/day; 2/s")),
         (drawing("3/day"), {"rate_limit": "9/hour"}),
@@ -277,6 +276,9 @@ async def test_reset_deletes_all_counts_of_a_user(storage: Storage, per_bot: boo
     assert await press(bot)
     assert await bot.send(*"ab") == [True, False]
     assert await bot.send("b", **{"from": user(43)}) == [False]
+    for wrong in ("42", None, True):
+        with pytest.raises(ConfigError, match=r"reset: .* is not a user: pass an id"):
+            await middleware.reset(wrong)  # type: ignore[arg-type] # a mistake
     if per_bot:
         with pytest.raises(ConfigError, match="name the bot"):
             await middleware.reset(42)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio as aioredis
-from aiogram.types import Message, Poll, TelegramObject
+from aiogram.types import Message, Poll
 from fakeredis import FakeAsyncRedis, FakeServer
 
 from bot_ratelimit import (
@@ -94,27 +94,6 @@ async def test_redis_unreachable(on_error: Any, caplog: pytest.LogCaptureFixture
     assert {d and d.source for d in bot.decisions} <= {"policy", "memory"}
     assert "Redis rate limit check failed: " in caplog.text
     assert f"(on_error='{on_error}')" in caplog.text
-
-
-async def test_middlewares_before_and_behind_see_the_decision() -> None:
-    """Inner middlewares find `data["rate_limit"]` before the handler, all others after it."""
-    seen: list[tuple[str, Any]] = []
-    bot = listen(bare(), "message")
-
-    async def before(handler: Any, event: TelegramObject, data: dict[str, Any]) -> Any:
-        assert "rate_limit" not in data
-        result = await handler(event, data)
-        seen.append(("before", data["rate_limit"].allowed))
-        return result
-
-    async def behind(handler: Any, event: TelegramObject, data: dict[str, Any]) -> Any:
-        seen.append(("behind", data["rate_limit"].allowed))
-        return await handler(event, data)
-
-    for middleware in (before, RateLimitMiddleware("1/10s", on_limited=None), behind):
-        bot.dispatcher.message.middleware(middleware)
-    assert await bot.send(*"ab") == [True, False]
-    assert seen == [("behind", True), ("before", True), ("before", False)]
 
 
 Connected = Callable[[int], Awaitable[None]]
@@ -202,7 +181,10 @@ async def test_from_the_environment(
 
 
 async def test_arguments_win_over_the_environment(environment: pytest.MonkeyPatch) -> None:
-    """Every argument of the constructor can be given to `from_settings`, and wins."""
+    """Every argument of the constructor can be given to `from_settings`, and wins.
+
+    A limiter that was given stays open: another bot may use it.
+    """
     environment.setenv("REDIS_URL", f"redis://127.0.0.1:{free_port()}")
     environment.setenv("RATE_LIMIT", "9/m")
     recorder = Recorder()
@@ -218,9 +200,13 @@ async def test_arguments_win_over_the_environment(environment: pytest.MonkeyPatc
         assert await Instance(middleware).send(*"ab") == [True, False]
         assert b"mine:ratelimit:42" in await client.keys()
     assert len(recorder.named("decided")) == 2
-    given = RateLimitMiddleware.from_settings(limiter=GIVEN)
-    assert given.limiter is GIVEN
+    storage = FlakyStorage()
+    given = RateLimitMiddleware.from_settings(limiter=Limiter(storage))
     assert given.rules == (Rule("9/m"),)
+    bot = Instance(given)
+    assert await bot.send("a") == [True]
+    await bot.dispatcher.emit_shutdown()
+    assert (storage.calls > 0, storage.closed) == (True, False)
     with pytest.raises(ConfigError, match="settings is a str: expected Settings"):
         RateLimitMiddleware.from_settings("redis://h")  # type: ignore[arg-type] # the mistake
 
@@ -235,33 +221,21 @@ async def test_the_memory_size_applies_with_a_client_too(environment: pytest.Mon
             assert (await limiter.hit("1/h", Subject(user=id_))).allowed
 
 
-async def test_reset_of_a_wrong_type() -> None:
-    """Anything but an id or a Subject is an error that says what is expected."""
-    for subject in ("42", None, True):
-        with pytest.raises(ConfigError, match=r"reset: .* is not a user: pass an id"):
-            await RateLimitMiddleware("1/s").reset(subject)  # type: ignore[arg-type] # a mistake
-
-
-@pytest.mark.parametrize(
-    ("name", "given", "variable"),
-    [
+def test_a_limiter_together_with_its_own_arguments(environment: pytest.MonkeyPatch) -> None:
+    """`from_settings` never ignores a policy silently, neither an argument nor a variable."""
+    limiter = Limiter(MemoryStorage(), key_prefix="shop", on_error="deny", timeout=1)
+    for name, given, variable in (
         ("on_error", "allow", "RATE_LIMIT_ON_ERROR"),
         ("timeout", 0.5, "RATE_LIMIT_TIMEOUT"),
         ("key_prefix", "mine", "REDIS_KEY_PREFIX"),
-    ],
-)
-def test_a_limiter_together_with_its_own_arguments(
-    environment: pytest.MonkeyPatch, name: str, given: Any, variable: str
-) -> None:
-    """`from_settings` never ignores a policy silently, neither an argument nor a variable."""
-    limiter = Limiter(MemoryStorage(), key_prefix="shop", on_error="deny", timeout=1)
-    with pytest.raises(ConfigError, match=f"{name} and limiter are both given"):
-        RateLimitMiddleware.from_settings(limiter=limiter, **{name: given})
-    environment.setenv(variable, str(given))
-    with pytest.raises(ConfigError, match=f"{variable}=.* and a limiter with {name}="):
-        RateLimitMiddleware.from_settings(limiter=limiter)
-    environment.setenv(variable, str(getattr(limiter, name)))
-    assert RateLimitMiddleware.from_settings(limiter=limiter).limiter is limiter
+    ):
+        with pytest.raises(ConfigError, match=f"{name} and limiter are both given"):
+            RateLimitMiddleware.from_settings(limiter=limiter, **{name: given})
+        environment.setenv(variable, str(given))
+        with pytest.raises(ConfigError, match=f"{variable}=.* and a limiter with {name}="):
+            RateLimitMiddleware.from_settings(limiter=limiter)
+        environment.setenv(variable, str(getattr(limiter, name)))
+        assert RateLimitMiddleware.from_settings(limiter=limiter).limiter is limiter
 
 
 async def test_shutdown_closes_the_client_of_from_settings(
@@ -303,12 +277,3 @@ async def test_a_given_client_stays_open(
         await connected(1)
         assert await client.client_id() == mine
         assert await bot.send("late") == [False]
-
-
-async def test_a_given_limiter_stays_open() -> None:
-    """A limiter that was given may be used by another bot or a background job."""
-    storage = FlakyStorage()
-    bot = Instance(RateLimitMiddleware("1/m", limiter=Limiter(storage)))
-    await bot.send("hello")
-    await bot.dispatcher.emit_shutdown()
-    assert not storage.closed

@@ -16,19 +16,11 @@ from aiogram.fsm.storage.memory import MemoryStorage as FSMStorage
 from aiogram.fsm.storage.memory import SimpleEventIsolation
 from aiogram.types import Message, TelegramObject
 
-from bot_ratelimit import (
-    ConfigError,
-    Decision,
-    Limiter,
-    Penalty,
-    RateLimitMiddleware,
-    Rule,
-    Settings,
-)
+from bot_ratelimit import ConfigError, Decision, Limiter, Penalty, RateLimitMiddleware, Settings
 from tests.tables import table
 
 from .support import HANDLED, Instance, callback, inline_query, message
-from .updates import CHANNEL_POST, POLL, Fleet, bare, content, limited, listen, used
+from .updates import CHANNEL_POST, POLL, VOTE, Fleet, bare, content, limited, listen, used
 
 
 def skipping(router: Router, times: int = 1) -> list[Decision | None]:
@@ -44,33 +36,19 @@ def skipping(router: Router, times: int = 1) -> list[Decision | None]:
     return seen
 
 
-async def test_in_every_position_at_once(fleet: Fleet) -> None:
-    """Guard, inner and outer positions, and a second `setup`, are still one charge."""
-
-    def put(bot: Instance, limiter: Limiter) -> None:
-        middleware = RateLimitMiddleware("9/m", limiter=limiter)
-        for guard in (True, False, True):
-            middleware.setup(bot.dispatcher, guard=guard)
-        bot.dispatcher.update.middleware(middleware)
-        bot.dispatcher.update.outer_middleware(middleware)
-        bot.dispatcher.message.outer_middleware(middleware)
-        listen(bot, "message", "callback_query")
-
-    bots = fleet.assemble(put)
-    for bot in bots:
-        assert await bot.send("hello") == [True]
-        assert await bot.feed(callback_query=callback()) == HANDLED
-    assert await fleet.used("9/m") == 6
-
-
-@pytest.mark.parametrize("guard", [False, True])
-async def test_after_a_skipped_handler(fleet: Fleet, guard: bool) -> None:
-    """Handlers that skip each run the middleware; each of many updates is charged once."""
+@pytest.mark.parametrize("where", ["setup", "guard", "everywhere"])
+async def test_an_update_is_charged_once(fleet: Fleet, where: str) -> None:
+    """Also if handlers skip, each of which runs the middleware, and in every position at once."""
     seen = []
 
     def put(bot: Instance, limiter: Limiter) -> None:
         middleware = RateLimitMiddleware("50/m", limiter=limiter, on_limited=None)
-        middleware.setup(bot.dispatcher, guard=guard)
+        middleware.setup(bot.dispatcher, guard=where == "guard")
+        if where == "everywhere":
+            middleware.setup(bot.dispatcher, guard=True)
+            bot.dispatcher.update.middleware(middleware)
+            bot.dispatcher.update.outer_middleware(middleware)
+            bot.dispatcher.message.outer_middleware(middleware)
         child = bot.dispatcher.include_router(Router())
         seen.append(skipping(bot.dispatcher, 3))
         seen.append(skipping(child, 2))
@@ -107,19 +85,6 @@ async def test_nested_updates_are_charged_once_each(limiter: Limiter) -> None:
     assert await used(limiter, "9/m") == 2
 
 
-async def test_two_middlewares_both_charge(limiter: Limiter) -> None:
-    """Each charges its own limit, the stricter one refuses; a handler's limit is charged once."""
-    bot = bare()
-    strict, own = Rule("2/m", name="strict"), Rule("4/m", name="own")
-    for rule in (Rule("9/m"), strict):
-        RateLimitMiddleware(rule, limiter=limiter, on_limited=None).setup(bot.dispatcher)
-    listen(bot, "message")
-    listen(bot, "callback_query", flags={"rate_limit": {"limit": "4/m", "key": "own"}})
-    assert await bot.send(*"abc") == [True, True, False]
-    await bot.feed(callback_query=callback(message=message()))
-    assert [await used(limiter, each) for each in ("9/m", strict, own)] == [3, 2, 1]
-
-
 @pytest.mark.parametrize("guard", [False, True])
 async def test_excluded_observers_are_not_limited(limiter: Limiter, guard: bool) -> None:
     """`poll` names an observer here, although a message may contain a poll too.
@@ -129,7 +94,7 @@ async def test_excluded_observers_are_not_limited(limiter: Limiter, guard: bool)
     bot, middleware = bare(), RateLimitMiddleware("1/m", limiter=limiter, on_limited=None)
     for name in ("message", "inline_query", "callback_query"):
         bot.dispatcher.observers[name].register(lambda event: HANDLED)
-    excluded = ["inline_query", "callback_query", "poll"]
+    excluded = ["inline_query", "callback_query", "poll", "poll_answer"]
     middleware.setup(bot.dispatcher, guard=guard, exclude=excluded)
     for _ in range(2):
         assert await bot.feed(inline_query=inline_query()) == HANDLED
@@ -137,9 +102,11 @@ async def test_excluded_observers_are_not_limited(limiter: Limiter, guard: bool)
     results = [await bot.feed(message=content(poll=POLL)) for _ in range(2)]
     assert results == [HANDLED, None]
     if guard:
-        middleware.setup(bot.dispatcher, guard=True, exclude="inline_query")
-        assert await bot.feed(callback_query=callback()) is None
+        both = ["inline_query", "edited_message"]
+        middleware.setup(bot.dispatcher, guard=True, exclude=both)
         assert await bot.feed(inline_query=inline_query()) == HANDLED
+        vote = await bot.feed(poll_answer=VOTE)  # neither has a handler
+        assert [vote, await bot.feed(edited_message=message(edit_date=1))] == [None, None]
 
 
 @pytest.mark.parametrize("guard", [False, True])

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any, Final
 
-import pytest
 import redis.asyncio as aioredis
 from aiogram.types import Update
-from fakeredis import FakeAsyncRedis, FakeServer
 
-from bot_ratelimit import Limiter, MemoryStorage, RateLimitMiddleware, RedisStorage, Rule, Subject
+from bot_ratelimit import Limiter, MemoryStorage, RateLimitMiddleware, Rule, Subject
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.testing import Clock
 
@@ -199,30 +196,3 @@ class Fleet:
 def bare() -> Instance:
     """An instance without a limit and without handlers, for the test to complete."""
     return Instance(None, ())
-
-
-STORAGES: Final = ("memory", "redis")
-
-
-@asynccontextmanager
-async def fleet_on(kind: str, request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
-    """A fleet on one of `STORAGES`, empty; in `make quick`, Redis is fakeredis."""
-    if kind == "memory":
-        # Three dispatchers in one process, which is how far memory reaches.
-        storage = MemoryStorage(clock=Clock())
-        yield Fleet([storage] * 3, None)
-        return
-    async with AsyncExitStack() as stack:
-        if request.config.getoption("quick"):
-            server = FakeServer()
-            clients: list[aioredis.Redis] = [FakeAsyncRedis(server=server) for _ in range(3)]
-        else:
-            port = request.getfixturevalue("redis_server").port
-            clients = [aioredis.Redis(port=port) for _ in range(3)]
-        for client in clients:
-            await stack.enter_async_context(client)
-        await clients[0].flushall()
-        storages = [RedisStorage(client) for client in clients]
-        for each in storages:
-            stack.push_async_callback(each.close)
-        yield Fleet(list(storages), clients[0])
