@@ -11,11 +11,10 @@ import pytest
 from aiogram import F, Router
 from aiogram.types import Message
 
-from bot_ratelimit import Collect, ConfigError, Limiter, RateLimitMiddleware
+from bot_ratelimit import Collect, Limiter, RateLimitMiddleware
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.testing import FlakyStorage
 from tests.benches import Pauses, eventually
-from tests.tables import table
 
 from .support import HANDLED, Instance, message, user
 from .updates import GROUP, Fleet, album, bare, limited, payment, photo
@@ -251,10 +250,3 @@ async def test_as_a_middleware_before_the_limits(fleet: Fleet) -> None:
     await asyncio.gather(*tasks)
     assert sorted(map(sorted, calls.texts)) == [["a", "a"], ["b", "b", "c", "c"]]
     assert await fleet.used("9/h") == 2
-
-
-@table(("name", "value"), [("wait", 0), ("wait", "soon"), ("longest", 1), ("at_most", 2.5)])
-def test_an_invalid_argument_is_an_error(name: str, value: Any) -> None:
-    """The error names the argument and its value."""
-    with pytest.raises(ConfigError, match=f"{name}={value!r}"):
-        Collect(**{name: value})

@@ -29,15 +29,11 @@ from bot_ratelimit import (
     Subject,
 )
 
-from .support import HANDLED, callback, message
-from .updates import GROUP, bare, limited, listen
+from .support import HANDLED, message
+from .updates import GROUP, bare, keys_of, limited
 
 HERE = "test_flags"
 DOC = (Path(__file__).parents[2] / "docs" / "limits.md").read_text("utf-8")
-
-
-async def keys(fake_client: FakeAsyncRedis) -> set[str]:
-    return {key.decode().removeprefix("bot:ratelimit:") for key in await fake_client.keys()}
 
 
 async def order(message: Message) -> str:
@@ -80,7 +76,7 @@ async def test_a_flag_in_every_form(
     await bot.dispatcher.emit_startup()
     results = [await bot.feed(message=message(chat=GROUP)) for _ in range(5)]
     assert results == [HANDLED] * handled + [None] * (5 - handled)
-    assert await keys(fake_client) == expected
+    assert await keys_of(fake_client) == expected
 
 
 @pytest.mark.parametrize(
@@ -114,17 +110,6 @@ async def test_an_invalid_flag_names_its_handler(flag: Any, wrong: str, limiter:
     for _ in range(2):
         with pytest.raises(ConfigError, match=error):
             await late.send("hello")
-
-
-async def test_handlers_with_one_key_share_a_limit() -> None:
-    """Messages and buttons with one key share a limit, others do not."""
-    flag = {"limit": "2/m", "key": "ai"}
-    bot = limited(None, ("message", "callback_query"), flag=flag)
-    listen(bot, "edited_message", flags={"rate_limit": "2/m"})
-    assert await bot.send("/draw") == [True]
-    assert [await bot.feed(callback_query=callback()) for _ in range(2)] == [HANDLED, None]
-    edits = [await bot.feed(edited_message=message(edit_date=1)) for _ in range(3)]
-    assert edits == [HANDLED, HANDLED, None]
 
 
 class Orders:
@@ -181,15 +166,25 @@ async def test_every_kind_of_handler_counts_separately(
         bot.dispatcher.message.register(handler, F.text == text, flags={"rate_limit": "1/m"})
     answers = [await bot.feed(message=message(text)) for text in "aabb"]
     assert [each is not None for each in answers] == [True, False] * 2
-    assert await keys(fake_client) == {f"{HERE}.{name}:42", f"{HERE}.{other_name}:42"}
+    assert await keys_of(fake_client) == {f"{HERE}.{name}:42", f"{HERE}.{other_name}:42"}
 
 
-async def test_one_function_under_two_filters(limiter: Limiter) -> None:
-    """A function that is registered twice is one handler with one count."""
-    bot = limited(limiter=limiter, observers=())
-    for filter_ in (Command("order"), F.text == "Order"):
-        bot.dispatcher.message.register(order, filter_, flags={"rate_limit": "1/m"})
-    assert await bot.send("/order", "Order") == [True, False]
+async def test_handlers_of_one_name() -> None:
+    """A function that is registered twice has one count, unless its limits differ.
+
+    Functions with long names have two counts.
+    """
+    bot = limited(None, ())
+    limits = {"a": "2/m", "b": "2/m", "c": "1/h; 5/day"}
+    handlers: dict[str, Any] = dict.fromkeys(limits, order) | {x: reply_to(x) for x in "de"}
+    for text, handler in handlers.items():
+        if text not in limits:
+            handler.__qualname__ = "x" * 250 + text
+        flag = {"rate_limit": limits.get(text, "1/m")}
+        bot.dispatcher.message.register(handler, F.text == text, flags=flag)
+    await bot.dispatcher.emit_startup()
+    assert await bot.send(*"aba") == [True, True, False]
+    assert await bot.send(*"ccddee") == [True, False] * 3
 
 
 class Quiz(Scene, state="quiz"):
@@ -215,7 +210,7 @@ async def test_handlers_of_a_scene(fake_client: FakeAsyncRedis) -> None:
     bot.dispatcher.message.register(Quiz.as_handler(), Command("quiz"))
     await bot.feed(message=message("/quiz"))
     assert await bot.send(*"aaabbb") == [True, True, False] * 2
-    assert await keys(fake_client) == {f"{HERE}.Quiz.a:42", f"{HERE}.Quiz.b:42"}
+    assert await keys_of(fake_client) == {f"{HERE}.Quiz.a:42", f"{HERE}.Quiz.b:42"}
 
 
 @pytest.mark.parametrize("guard", [False, True])
@@ -310,25 +305,21 @@ async def test_flags_that_no_middleware_reads_are_named(
     assert sorted(told) == ["such"] * 2 + ["write"] * (0 if inner else 2)
 
 
-async def test_a_handler_that_is_no_function_is_an_error() -> None:
-    """This is what `@flags.rate_limit(f)` leaves if it took f for the handler."""
+async def test_mistakes_with_the_decorator_are_errors() -> None:
+    """A flag takes one value, or names; what is left if it took f for the handler is no function.
+
+    To collect, a handler takes messages, or all but the first would be lost; `**data` does too.
+    """
+    with pytest.raises(ConfigError, match=r"write limit='2/m', concurrent=1, key='ai'$"):
+        flags.rate_limit("2/m", concurrent=1, key="ai")
+    with pytest.raises(ConfigError, match=r"write limit='2/m', concurrent=1$"):
+        flags.rate_limit("2/m", 1)
     for handler in ("2/m", None, flags.rate_limit("1/m")):
         bot = limited(None, ())
         bot.dispatcher.message.register(handler)  # type: ignore[arg-type] # the mistake
         error = r"(?s)handler is .*: expected a function.*limit=function"
         with pytest.raises(ConfigError, match=error):
             await bot.dispatcher.emit_startup()
-
-
-def test_a_flag_takes_one_value_or_names() -> None:
-    with pytest.raises(ConfigError, match=r"write limit='2/m', concurrent=1, key='ai'$"):
-        flags.rate_limit("2/m", concurrent=1, key="ai")
-    with pytest.raises(ConfigError, match=r"write limit='2/m', concurrent=1$"):
-        flags.rate_limit("2/m", 1)
-
-
-async def test_collect_needs_a_handler_that_takes_messages() -> None:
-    """Otherwise all messages but the first would be lost; `**data` takes them too."""
     bot = limited(None, ())
     bot.dispatcher.message.register(Reply, F.text == "a", flags={"rate_limit": {"collect": True}})
     bot.dispatcher.message.register(bot._handle, flags={"rate_limit": {"collect": True}})

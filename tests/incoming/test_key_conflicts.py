@@ -236,24 +236,6 @@ async def test_flags_that_may_share_a_key(one: dict[str, Any], other: dict[str, 
     await dispatcher.emit_startup()
 
 
-@pytest.mark.parametrize("name", ["draw", "a" * 250])
-async def test_handlers_of_one_name_with_two_limits(name: str) -> None:
-    """A function that is registered twice, and functions with long names, have two counts."""
-    bot = limited("9/s", ())
-    for number, observer in enumerate(("message", "edited_message")):
-
-        async def handler(event: Any) -> str:
-            return HANDLED
-
-        handler.__qualname__ = name if name == "draw" else f"{name}{number}"
-        flag = {"rate_limit": ("1/h; 5/day", "2/h")[number]}
-        bot.dispatcher.observers[observer].register(handler, flags=flag)
-    await bot.dispatcher.emit_startup()
-    assert await bot.send(*"ab") == [True, False]
-    edits = [await bot.feed(edited_message=message(edit_date=1)) for _ in range(3)]
-    assert edits == [HANDLED, HANDLED, None]
-
-
 @pytest.mark.parametrize("per_bot", [False, True])
 async def test_reset_deletes_all_counts_of_a_user(storage: Storage, per_bot: bool) -> None:
     """These are rules' counts, the ban, flags' own counts, and counts per bot.

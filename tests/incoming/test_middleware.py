@@ -1,7 +1,8 @@
-"""RateLimitMiddleware: the contract, its arguments, and its end with the dispatcher."""
+"""RateLimitMiddleware: the contract, bans, its arguments, and its end with the dispatcher."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -15,6 +16,7 @@ from fakeredis import FakeAsyncRedis, FakeServer
 from bot_ratelimit import (
     Concurrency,
     ConfigError,
+    Decision,
     Limiter,
     MemoryStorage,
     Notices,
@@ -30,8 +32,8 @@ from tests.recorder import Recorder
 from tests.servers import Server, free_port
 from tests.tables import table
 
-from .support import HANDLED, Instance, message, user
-from .updates import UPDATES, bare, listen
+from .support import HANDLED, Instance, callback, message, user
+from .updates import UPDATES, Fleet, bare, limited, listen
 
 KEY = "booking_bot:client1:ratelimit:42"
 
@@ -96,6 +98,46 @@ async def test_redis_unreachable(on_error: Any, caplog: pytest.LogCaptureFixture
     assert f"(on_error='{on_error}')" in caplog.text
 
 
+ANNA = Subject(user=42)
+PENALTY = Penalty("3/m", "1h")
+
+
+async def test_a_ban_holds_on_every_instance(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Refusals counted by one instance ban on another, for messages and presses.
+
+    The key counts the refused attempts, its TTL is the rest of the ban; it is logged once.
+    """
+    caplog.set_level(logging.WARNING, "bot_ratelimit")
+    seen: list[Decision] = []
+    options: dict[str, Any] = {"on_limited": lambda event, decision, data: seen.append(decision)}
+    bots = fleet.start("1/m", observers=["message", "callback_query"], penalty=PENALTY, **options)
+    assert [(await bot.send("a"))[0] for bot in (*bots, bots[0])] == [True, False, False, False]
+    assert [d.banned for d in seen] == [False, False, True]
+    await fleet.limiters()[2].reset("1/m", ANNA)  # the limit itself has room again
+    fed = [bot.feed(message=message()) for bot in bots]
+    fed += [bot.feed(callback_query=callback()) for bot in bots]
+    assert await asyncio.gather(*fed) == [None] * 6
+    assert all(d.banned for d in seen[3:])
+    assert {d.source for d in seen} == {"memory" if fleet.client is None else "redis"}
+    assert [each for each in caplog.messages if "Banned" in each] == [
+        "Banned for 3600 s: bot:ratelimit:ban:42 (ban of 3600 s after 3/minute)"
+    ]
+    if fleet.client is not None:
+        assert await fleet.keys() == {"ban:42", "{bans}:ends", "{bans}:details"}
+        assert await fleet.client.get("bot:ratelimit:ban:42") == b"9"
+        assert 3_590_000 < await fleet.client.pttl("bot:ratelimit:ban:42") <= 3_600_000
+
+
+async def test_an_update_is_one_strike(limiter: Limiter) -> None:
+    """One refused update is one strike, whether the guard or the inner middleware refused it."""
+    strict = {"limit": "1/m", "key": "strict"}
+    bot = limited("2/m", limiter=limiter, penalty=PENALTY, guard=True, flag=strict)
+    assert await bot.send(*"abc") == [True, False, False]  # free, by the handler, by the guard
+    assert (await limiter.peek(PENALTY, ANNA)).remaining == 1
+
+
 Connected = Callable[[int], Awaitable[None]]
 
 
@@ -125,7 +167,6 @@ def test_the_start_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 GIVEN = Limiter(MemoryStorage())
-PENALTY = Penalty("3/m", "1h")
 
 
 @table(
@@ -143,11 +184,9 @@ PENALTY = Penalty("3/m", "1h")
         ({"redis_client": aioredis.Redis(), "limiter": GIVEN}, "redis_client and limiter"),
         ({"limiter": GIVEN, "on_error": "deny"}, "on_error and limiter"),
         ({"limiter": GIVEN, "observer": Observer()}, "observer and limiter"),
-        ({"limiter": GIVEN, "statistics": True}, "statistics and limiter"),
         ({"limiter": MemoryStorage()}, "limiter is a MemoryStorage: expected Limiter(storage)"),
         ({"limiter": aioredis.Redis(password="hunter2")}, "goes into redis_client"),
         ({"per_bot": "no"}, "per_bot='no'"),
-        ({"once_per_update": 1}, "once_per_update=1"),
     ],
 )
 def test_an_invalid_argument_is_named(arguments: dict[str, Any], message: str) -> None:
@@ -187,15 +226,11 @@ async def test_arguments_win_over_the_environment(environment: pytest.MonkeyPatc
     """
     environment.setenv("REDIS_URL", f"redis://127.0.0.1:{free_port()}")
     environment.setenv("RATE_LIMIT", "9/m")
+    options: dict[str, Any] = {"rate_limit": "1/m", "key_prefix": "mine", "statistics": True}
     recorder = Recorder()
     async with FakeAsyncRedis(server=FakeServer()) as client:
-        middleware = RateLimitMiddleware.from_settings(
-            rate_limit="1/m",
-            redis_client=client,
-            key_prefix="mine",
-            observer=recorder,
-            statistics=True,
-        )
+        options |= {"redis_client": client, "observer": recorder}
+        middleware = RateLimitMiddleware.from_settings(**options)
         assert middleware.limiter.keeps_statistics
         assert await Instance(middleware).send(*"ab") == [True, False]
         assert b"mine:ratelimit:42" in await client.keys()

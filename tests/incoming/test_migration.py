@@ -149,4 +149,4 @@ async def test_a_count_that_has_begun_in_the_supergroup_stays(fleet: Fleet) -> N
     assert await fleet.used(Rule("9/h", Scope.CHAT), Subject(chat=NEW)) == 1
     assert await fleet.used(Rule("9/h", Scope.CHAT), Subject(chat=OLD)) == 3
     if fleet.client is not None:
-        assert "bot:ratelimit:out:flood:-1005" in await fleet.keys()
+        assert "out:flood:-1005" in await fleet.keys()

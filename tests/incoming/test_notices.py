@@ -15,15 +15,25 @@ from aiogram.methods import AnswerCallbackQuery, AnswerInlineQuery, SendMessage,
 from aiogram.types import CallbackQuery, Message, TelegramObject
 from aiogram.utils.callback_answer import CallbackAnswerMiddleware
 from aiogram.utils.i18n import I18n, I18nMiddleware, gettext
-from fakeredis import FakeAsyncRedis, FakeServer
+from fakeredis import FakeAsyncRedis
 
-from bot_ratelimit import ConfigError, Decision, Limiter, Notices, RateLimitMiddleware, Rule, Scope
+from bot_ratelimit import (
+    ConfigError,
+    Decision,
+    Limiter,
+    Notices,
+    Penalty,
+    RateLimitMiddleware,
+    Rule,
+    Scope,
+    Subject,
+)
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.recorder import Recorder
 from tests.tables import table
 
 from .support import HANDLED, Instance, callback, inline_query, message, user
-from .updates import BUSINESS, GROUP, MISSING, REACTION, UPDATES, VOTE, Fleet, bare, listen
+from .updates import BUSINESS, GROUP, MISSING, REACTION, UPDATES, VOTE, Fleet, bare, keys_of, listen
 
 TEXTS = "the built-in texts"
 RUSSIAN = "Слишком много запросов. Попробуйте снова через 60 с."
@@ -276,6 +286,28 @@ async def test_a_custom_on_limited_can_call_the_notices(limiter: Limiter) -> Non
         await notices(TelegramObject(), recorder.named("decided")[0][1], {})
 
 
+async def test_banned_users(limiter: Limiter, clock: Clock) -> None:
+    """The next notice and every button press tell how long the ban of a penalty lasts.
+
+    Who is banned by hand is told nothing; their buttons stop the spinner without a text. Telegram's
+    client keeps the answer for 30 s only, so that lifting the ban frees the buttons.
+    """
+    bot = telling("1/s", limiter=limiter, penalty=Penalty("3/m", "1h"))
+    await bot.send(*"abcd")
+    clock.move(1)
+    await bot.send(*"abcd")
+    await bot.feed(callback_query=callback())
+    waits = ["1 s", "1 h", "1 h"]
+    assert [(text or "").rpartition("in ")[2].rstrip(".") for text in texts(bot)] == waits
+    assert sum(isinstance(each, SendMessage) for each in requests(bot)) == 2
+    await limiter.ban(Subject(user=43))
+    by_hand = {"from": user(43)}
+    assert await bot.send(*"ab", **by_hand) == [False, False]
+    await bot.feed(callback_query=callback(**by_hand))
+    penalized, banned = requests(bot)[2:]
+    assert (penalized.cache_time, banned.cache_time, banned.text) == (30, 30, None)
+
+
 METHOD = SendMessage(chat_id=42, text="")
 FAILURES = [
     TelegramForbiddenError(METHOD, "bot was blocked by the user"),
@@ -369,20 +401,14 @@ async def test_beside_callback_answer_middleware(
     assert "Could not tell" not in caplog.text
 
 
-async def test_the_key_of_notices() -> None:
+async def test_the_key_of_notices(fake_client: FakeAsyncRedis) -> None:
     """An operator can see who was notified, and how often the user tried since."""
-    async with FakeAsyncRedis(server=FakeServer()) as client:
-        middleware = RateLimitMiddleware("1/m", client, "shop", on_limited=Notices(in_groups=True))
-        bot = Instance(middleware)
-        await bot.send(*"abc")
-        await bot.send(*"ab", chat=GROUP)
-        assert {key.decode() for key in await client.keys()} == {
-            "shop:ratelimit:42",
-            "shop:ratelimit:notice:42",
-            "shop:ratelimit:notice:member:-100:42",
-            "shop:ratelimit:sliding:notice:group:-100",
-        }
-        assert await client.get("shop:ratelimit:notice:42") == b"2"
+    bot = telling(redis_client=fake_client, on_limited=Notices(in_groups=True))
+    await bot.send(*"abc")
+    await bot.send(*"ab", chat=GROUP)
+    notices = {"notice:42", "notice:member:-100:42", "sliding:notice:group:-100"}
+    assert await keys_of(fake_client) == {"42", *notices}
+    assert await fake_client.get("bot:ratelimit:notice:42") == b"2"
 
 
 class ByUser(I18nMiddleware):

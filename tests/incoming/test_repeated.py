@@ -12,6 +12,7 @@ from aiogram import Bot
 from aiogram.methods import AnswerCallbackQuery, SendMessage
 
 from bot_ratelimit import (
+    Collect,
     ConfigError,
     Debounce,
     Limiter,
@@ -99,6 +100,10 @@ def test_an_invalid_period_is_an_error(value: Any) -> None:
         Debounce(value)
     with pytest.raises(ConfigError, match=f"max_age={value!r}"):
         RateLimitMiddleware(max_age=value)
+    with pytest.raises(ConfigError, match=f"wait={value!r}"):
+        Collect(value)
+    with pytest.raises(ConfigError, match="longest=1: "):
+        Collect(longest=1)
 
 
 def old(seconds: float = 200, **fields: Any) -> dict[str, Any]:

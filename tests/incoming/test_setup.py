@@ -11,7 +11,6 @@ import pytest
 from aiogram import Dispatcher, Router
 from aiogram.dispatcher.event.bases import UNHANDLED, SkipHandler
 from aiogram.dispatcher.middlewares.user_context import UserContextMiddleware
-from aiogram.fsm.context import FSMContext
 from aiogram.fsm.storage.memory import MemoryStorage as FSMStorage
 from aiogram.fsm.storage.memory import SimpleEventIsolation
 from aiogram.types import Message, TelegramObject
@@ -109,16 +108,21 @@ async def test_excluded_observers_are_not_limited(limiter: Limiter, guard: bool)
         assert [vote, await bot.feed(edited_message=message(edit_date=1))] == [None, None]
 
 
+@pytest.mark.parametrize("fsm", [False, True])
 @pytest.mark.parametrize("guard", [False, True])
-async def test_the_guard_runs_before_fsm_and_filters(limiter: Limiter, guard: bool) -> None:
-    """An update refused by the guard reads no state, takes no lock and reaches no filter."""
+async def test_the_guard_runs_first(limiter: Limiter, guard: bool, fsm: bool) -> None:
+    """An update refused by the guard reads no state, takes no lock and reaches no filter.
+
+    aiogram lets a bot put its own object under `dispatcher`; the limit works all the same.
+    """
     bot, storage, isolation = bare(), FSMStorage(), SimpleEventIsolation()
-    bot.dispatcher = Dispatcher(storage=storage, events_isolation=isolation)
+    options = {"storage": storage, "events_isolation": isolation, "disable_fsm": not fsm}
+    bot.dispatcher = Dispatcher(**options, dispatcher=object())
     read, lock = Mock(wraps=storage.get_state), Mock(wraps=isolation.lock)
     storage.get_state, isolation.lock = read, lock  # type: ignore[method-assign]
     met: list[TelegramObject] = []
 
-    async def check(event: Message, state: FSMContext) -> bool:
+    async def check(event: Message) -> bool:
         met.append(event)
         return True
 
@@ -134,31 +138,12 @@ async def test_the_guard_runs_before_fsm_and_filters(limiter: Limiter, guard: bo
     bot.dispatcher.message.register(bot._handle, check)
     assert await bot.send(*"abc") == [True, False, False]
     times = 1 if guard else 3
-    assert (read.call_count, lock.call_count, len(met)) == (times, times, 2 * times)
+    assert (read.call_count, lock.call_count) == (times * fsm, times * fsm)
+    assert len(met) == 2 * times
     after = list(bot.dispatcher.update.outer_middleware)
     assert [each for each in after if each is not middleware] == before
     if guard:  # it knows user and chat
         assert isinstance(after[after.index(middleware) - 1], UserContextMiddleware)
-
-
-@pytest.mark.parametrize("guard", [False, True])
-async def test_a_guard_without_fsm_runs_first(guard: bool, limiter: Limiter) -> None:
-    """With `disable_fsm=True` the guard also runs before the bot's own outer middlewares.
-
-    aiogram lets a bot put its own object under `dispatcher`; the limit works all the same.
-    """
-    bot = bare()
-    bot.dispatcher = Dispatcher(disable_fsm=True, dispatcher=object())
-    met = []
-
-    async def outermost(handler: Any, event: Any, data: dict[str, Any]) -> Any:
-        met.append(event)
-        return await handler(event, data)
-
-    bot.dispatcher.update.outer_middleware(outermost)
-    RateLimitMiddleware("1/h", limiter=limiter).setup(bot.dispatcher, guard=guard)
-    assert await listen(bot, "message").send(*"abc") == [True, False, False]
-    assert len(met) == (1 if guard else 3)
 
 
 @pytest.mark.parametrize("guard", [False, True])

@@ -148,6 +148,10 @@ def limited(
     return listen(bot, *observers, flags=None if flag is None else {"rate_limit": flag})
 
 
+async def keys_of(client: aioredis.Redis) -> set[str]:
+    return {key.decode().removeprefix("bot:ratelimit:") for key in await client.keys()}
+
+
 async def used(limiter: Limiter, rule: Any, subject: Subject | None = None) -> int:
     """What the subject, user 42 by default, was charged under the rule."""
     rule = rule if isinstance(rule, Rule) else Rule(rule)
@@ -190,7 +194,7 @@ class Fleet:
 
     async def keys(self) -> set[str]:
         assert self.client is not None
-        return {key.decode() async for key in self.client.scan_iter()}
+        return await keys_of(self.client)
 
 
 def bare() -> Instance:
