@@ -226,7 +226,7 @@ async def test_other_updates_and_handlers_are_not_collected(limiter: Limiter) ->
     calls, bot = Calls(), limited("9/h", (), limiter=limiter)
     bot.dispatcher.message.register(bot._handle, F.text.startswith("/"))
     for observer in (bot.dispatcher.message, bot.dispatcher.edited_message):
-        observer.register(calls.handle, flags={"rate_limit": {"collect": Collect(5, 5)}})
+        observer.register(calls.handle, flags={"rate_limit": {"collect": "5s"}})
     async with asyncio.timeout(2):
         assert await bot.feed(message=payment()) == HANDLED
         assert await bot.feed(edited_message=message("b", edit_date=1)) == HANDLED

@@ -125,17 +125,6 @@ CASES = [
     *(case(update, PASSES) for update in PASSING),
 ]
 
-SEATS = ("setup", "guard", "outer", "update", "outer update")
-
-
-def seat(bot: Instance, middleware: RateLimitMiddleware, where: str, name: str) -> None:
-    """Register the middleware in this position, for this type of update if it is a matter of it."""
-    if where in ("setup", "guard"):
-        middleware.setup(bot.dispatcher, guard=where == "guard")
-    else:
-        observer = bot.dispatcher.observers[name if where == "outer" else "update"]
-        (observer.middleware if where == "update" else observer.outer_middleware)(middleware)
-
 
 def test_every_update_type_is_tested() -> None:
     """A type of update that a new aiogram brings must be added to these tests."""
@@ -145,15 +134,16 @@ def test_every_update_type_is_tested() -> None:
         assert Update.model_validate({"update_id": 1, kind: UPDATES[kind]}).event_type == kind
 
 
-@pytest.mark.parametrize("where", ["setup", "guard"])
-async def test_who_is_counted(where: str, fake_client: FakeAsyncRedis) -> None:
+@pytest.mark.parametrize("guard", [False, True])
+async def test_who_is_counted(guard: bool, fake_client: FakeAsyncRedis) -> None:
     """The sender of an update is counted under this key, in every position of the middleware."""
     for update, key, what, event in CASES:
         if update in MISSING:
             continue
         await fake_client.flushall()
         bot = listen(bare(), update)
-        seat(bot, RateLimitMiddleware("1/m", fake_client, on_limited=None), where, update)
+        middleware = RateLimitMiddleware("1/m", fake_client, on_limited=None)
+        middleware.setup(bot.dispatcher, guard=guard)
         results = [await bot.feed(**{update: event}) for _ in range(2)]
         assert results == [HANDLED, HANDLED if key is PASSES else None], what
         remaining = [d and d.remaining for d in bot.decisions]
@@ -179,16 +169,17 @@ async def test_only_content_written_by_users_is_counted() -> None:
         assert (bot.decisions[0] is not None) == (name in written), name
 
 
-@pytest.mark.parametrize("where", SEATS[:3])
-async def test_users_over_the_limit_can_pay(where: str, limiter: Limiter) -> None:
+@pytest.mark.parametrize("where", ["setup", "guard", "outer"])
+async def test_users_over_the_limit_can_pay(where: str) -> None:
     """Their payments, and events without a sender, are handled, also while they are banned."""
-    bot = listen(bare(), "message", "pre_checkout_query", "channel_post")
-    penalty = Penalty("2/m", "1h")
-    middleware = RateLimitMiddleware("1/m", penalty=penalty, on_limited=None, limiter=limiter)
-    seat(bot, middleware, where, "message")
+    observers = ("message", "pre_checkout_query", "channel_post")
+    middleware = RateLimitMiddleware("1/m", penalty=Penalty("2/m", "1h"), on_limited=None)
+    bot = listen(bare(), *observers)
     if where == "outer":
-        seat(bot, middleware, where, "pre_checkout_query")
-        seat(bot, middleware, where, "channel_post")
+        for name in observers:
+            bot.dispatcher.observers[name].outer_middleware(middleware)
+    else:
+        middleware.setup(bot.dispatcher, guard=where == "guard")
     assert await bot.send(*"abcdef") == [True] + [False] * 5
     assert await bot.feed(pre_checkout_query=pre_checkout()) == HANDLED
     assert await bot.feed(message=payment()) == HANDLED
@@ -273,13 +264,11 @@ async def test_every_scope_finds_its_ids(
     assert await keys_of(fake_client) == ({key} - {None})
 
 
-@pytest.mark.parametrize("where", [each for each in SEATS if each != "outer"])
-async def test_unknown_update_types_are_left_to_aiogram(where: str, limiter: Limiter) -> None:
+@pytest.mark.parametrize("guard", [False, True])
+async def test_unknown_update_types_are_left_to_aiogram(guard: bool) -> None:
     """An exception would be a 500 on a webhook, and Telegram would repeat the update."""
-    bot = bare()
-    seat(bot, RateLimitMiddleware("1/m", limiter=limiter), where, "message")
     with pytest.warns(RuntimeWarning, match="unknown update type"):
-        await bot.feed(telepathy={"from": user()})
+        await limited("1/m", guard=guard).feed(telepathy={"from": user()})
 
 
 DOC = Path(__file__).parents[2] / "docs" / "counted.md"

@@ -64,9 +64,7 @@ class ByPremium:
     ("rate_limit", "sender", "handled"),
     [
         (by_premium, user(), 1),
-        (by_premium, PREMIUM, 3),
         (ByPremium("3/m"), PREMIUM, 3),
-        (Rule(by_premium), PREMIUM, 3),
         (Rule(by_premium, name="ai", cost=3), PREMIUM, 1),
         (["4/m", Rule(by_premium, name="ai")], user(), 1),
         (by_plan, user(42), 2),

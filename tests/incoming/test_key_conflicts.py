@@ -25,7 +25,6 @@ from bot_ratelimit import (
 )
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.testing import Clock
-from tests.tables import table
 
 from .support import HANDLED, Instance, callback, message, user
 from .updates import bare, limited, listen, used
@@ -59,10 +58,6 @@ async def press(bot: Instance) -> bool:
     return bool(await bot.feed(callback_query=callback()) == HANDLED)
 
 
-def by_plan(subject: Subject) -> str:
-    return "9/m"
-
-
 @pytest.mark.parametrize("setup", [False, True])
 @pytest.mark.parametrize(
     ("one", "other", "fix"),
@@ -70,7 +65,7 @@ def by_plan(subject: Subject) -> str:
         ("10/minute", "3/minute", r"Rule\('3/minute', name='slow'\)"),
         ("5/m", "5/m bucket", "name="),
         (Rule("5/m", name="a"), Rule("3/s", name="a"), "name="),
-        (Rule(by_plan), Rule(lambda subject: "9/m"), "name="),
+        (Rule(lambda subject: "9/m"), Rule(lambda subject: "9/m"), "name="),
         (["1/s", Penalty("2/m", "1h")], ["1/s", Penalty("2/m", "2h")], "another scope"),
     ],
 )
@@ -217,22 +212,18 @@ async def test_a_flag_and_a_middleware_with_one_key_are_an_error() -> None:
         await bot.dispatcher.emit_startup()
 
 
-@table(
-    ("one", "other"),
-    [
-        (drawing("3/day"), drawing("3/day", cost=2)),
-        (drawing("3/day"), drawing("9/hour", scope="chat")),
-        (drawing("3/day; 1/s"), drawing("3/day; 2/s")),
-        (drawing("3/day"), {"rate_limit": "9/hour"}),
-        (drawing("3/day"), {"rate_limit": Rule("3/day", name="ai")}),
-    ],
-)
-async def test_flags_that_may_share_a_key(one: dict[str, Any], other: dict[str, Any]) -> None:
+async def test_flags_that_may_share_a_key() -> None:
     """The same limit, or another scope or name, is not a conflict."""
     dispatcher = Dispatcher()
     putting(MemoryStorage())("9/s").setup(dispatcher)
-    dispatcher.message.register(draw, flags=one)
-    dispatcher.callback_query.register(paint, flags=other)
+    for observer, flags in {
+        "message": drawing("3/day; 1/s"),
+        "edited_message": drawing("3/day; 2/s", cost=2),
+        "callback_query": drawing("9/hour", scope="chat"),
+        "inline_query": {"rate_limit": "9/hour"},
+        "poll_answer": {"rate_limit": Rule("3/day", name="ai")},
+    }.items():
+        dispatcher.observers[observer].register(draw, flags=flags)
     await dispatcher.emit_startup()
 
 

@@ -105,10 +105,18 @@ async def test_a_storage_that_fails_breaks_nothing(caplog: pytest.LogCaptureFixt
     assert any("not everything went over" in each for each in caplog.messages)
 
 
-async def test_a_slot_stays_with_its_block(fleet: Fleet) -> None:
-    """A block that began in the group holds no slot of the supergroup, and frees its own."""
+async def test_what_is_under_way_stays_where_its_owner_looks(fleet: Fleet) -> None:
+    """A block that began in the group holds no slot of the supergroup, and frees its own.
+
+    Messages that wait meanwhile, to be handled as one, are handled.
+    """
     limiter, bots = fleet.limiters()[0], fleet.assemble(put)
-    one = Concurrency(1, Scope.CHAT, "x")
+    one, collect = Concurrency(1, Scope.CHAT, "x"), {"rate_limit": {"collect": Collect(0.3, 1.0)}}
+    for bot in bots:
+        bot.dispatcher.message.handlers.clear()
+        bot.dispatcher.message.register(bot._handle, F.text, flags=collect)
+    waits = asyncio.create_task(bots[0].feed(message=message("a", chat=GROUP)))
+    await asyncio.sleep(0.1)
     async with limiter.slot(one, Subject(chat=OLD)):
         await migrate(bots)
         async with limiter.slot(one, Subject(chat=OLD)) as second:
@@ -116,20 +124,8 @@ async def test_a_slot_stays_with_its_block(fleet: Fleet) -> None:
     for chat_id in (OLD, NEW):
         async with limiter.slot(one, Subject(chat=chat_id)) as slot:
             assert slot.allowed
-    await limiter.close()
-
-
-async def test_collected_messages_stay_where_their_handler_looks(fleet: Fleet) -> None:
-    """Messages that wait while the group becomes a supergroup are handled."""
-    bots = fleet.assemble(put)
-    collect = {"rate_limit": {"collect": Collect(0.3, 1.0)}}
-    for bot in bots:
-        bot.dispatcher.message.handlers.clear()
-        bot.dispatcher.message.register(bot._handle, F.text, flags=collect)
-    waits = asyncio.create_task(bots[0].feed(message=message("a", chat=GROUP)))
-    await asyncio.sleep(0.1)
-    await migrate(bots)
     assert await waits == HANDLED
+    await limiter.close()
 
 
 async def test_a_count_that_has_begun_in_the_supergroup_stays(fleet: Fleet) -> None:

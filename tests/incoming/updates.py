@@ -167,9 +167,9 @@ class Fleet:
         self.client = client
         """For a look at the keys; None on memory."""
 
-    def limiters(self, **options: Any) -> list[Limiter]:
+    def limiters(self) -> list[Limiter]:
         # The deadline is for a busy machine: what runs out in a test is not time.
-        return [Limiter(storage, timeout=5, **options) for storage in self.storages]
+        return [Limiter(storage, timeout=5) for storage in self.storages]
 
     def start(
         self, *args: Any, observers: Iterable[str] = ("message",), **options: Any
