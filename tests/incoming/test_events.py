@@ -12,15 +12,7 @@ from aiogram.enums import ContentType
 from aiogram.types import Message, Update
 from fakeredis import FakeAsyncRedis
 
-from bot_ratelimit import (
-    NEVER_REFUSED,
-    ConfigError,
-    Limiter,
-    Penalty,
-    RateLimitMiddleware,
-    Rule,
-    Scope,
-)
+from bot_ratelimit import NEVER_REFUSED, ConfigError, Limiter, Penalty, RateLimitMiddleware, Rule
 from bot_ratelimit.testing import FlakyStorage
 from tests.tables import table
 
@@ -239,23 +231,23 @@ async def test_bots_on_one_prefix_share_or_not(fake_client: FakeAsyncRedis) -> N
 @pytest.mark.parametrize(
     ("scope", "event", "key"),
     [
-        (Scope.CHAT, {"message": message(chat=GROUP)}, "chat:-100"),
-        (Scope.CHAT, {"message_reaction": REACTION}, "chat:-100"),
-        (Scope.CHAT, {"business_message": message(**BUSINESS)}, "business:Bc:chat:42"),
-        (Scope.CHAT, {"inline_query": UPDATES["inline_query"]}, None),
-        (Scope.MEMBER, {"message": message(**AS_ADMIN)}, "member:-100:-100"),
-        (Scope.TOPIC, {"callback_query": callback(message=PRESSED | TOPIC)}, "topic:-100:7"),
-        (Scope.TOPIC, {"message": message(chat=GROUP)}, None),
-        (Scope.TOPIC, {"message": message(chat=FORUM)}, "topic:-100:1"),
-        (Scope.TOPIC, {"message": message(chat=FORUM, message_thread_id=9)}, "topic:-100:1"),
-        (Scope.TOPIC, {"message_reaction": REACTION | {"chat": FORUM}}, "topic:-100:1"),
-        (Scope.TOPIC, {"message": message(direct_messages_topic={"topic_id": 5})}, "topic:42:5"),
-        (Scope.GLOBAL, {"inline_query": UPDATES["inline_query"]}, "global"),
-        (Scope.GLOBAL, {"channel_post": CHANNEL_POST}, None),
+        ("chat", {"message": message(chat=GROUP)}, "chat:-100"),
+        ("chat", {"message_reaction": REACTION}, "chat:-100"),
+        ("chat", {"business_message": message(**BUSINESS)}, "business:Bc:chat:42"),
+        ("chat", {"inline_query": UPDATES["inline_query"]}, None),
+        ("member", {"message": message(**AS_ADMIN)}, "member:-100:-100"),
+        ("topic", {"callback_query": callback(message=PRESSED | TOPIC)}, "topic:-100:7"),
+        ("topic", {"message": message(chat=GROUP)}, None),
+        ("topic", {"message": message(chat=FORUM)}, "topic:-100:1"),
+        ("topic", {"message": message(chat=FORUM, message_thread_id=9)}, "topic:-100:1"),
+        ("topic", {"message_reaction": REACTION | {"chat": FORUM}}, "topic:-100:1"),
+        ("topic", {"message": message(direct_messages_topic={"topic_id": 5})}, "topic:42:5"),
+        ("global", {"inline_query": UPDATES["inline_query"]}, "global"),
+        ("global", {"channel_post": CHANNEL_POST}, None),
     ],
 )
 async def test_every_scope_finds_its_ids(
-    scope: Scope, event: Event, key: str | None, fake_client: FakeAsyncRedis
+    scope: str, event: Event, key: str | None, fake_client: FakeAsyncRedis
 ) -> None:
     """A rule counts by the ids of the event; if one is missing, it does not apply."""
     bot = Instance(RateLimitMiddleware(Rule("1/m", scope), fake_client, on_limited=None), event)

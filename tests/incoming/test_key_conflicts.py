@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,19 +28,12 @@ from bot_ratelimit.testing import Clock
 from .support import HANDLED, Instance, callback, message, user
 from .updates import bare, limited, listen, used
 
-Put = Callable[..., RateLimitMiddleware]
 
-
-def putting(storage: Storage, **defaults: Any) -> Put:
-    """Makes middlewares over one storage, without notices."""
-
-    def make(rate_limit: Any, key_prefix: str = "bot", **options: Any) -> RateLimitMiddleware:
-        limiter = Limiter(storage, key_prefix=key_prefix, timeout=5)
-        return RateLimitMiddleware(
-            rate_limit, limiter=limiter, on_limited=None, **defaults | options
-        )
-
-    return make
+def make(
+    storage: Storage, rate_limit: Any, key_prefix: str = "bot", **options: Any
+) -> RateLimitMiddleware:
+    limiter = Limiter(storage, key_prefix=key_prefix, timeout=5)
+    return RateLimitMiddleware(rate_limit, limiter=limiter, on_limited=None, **options)
 
 
 def nested(outer: RateLimitMiddleware, inner: RateLimitMiddleware) -> Instance:
@@ -78,7 +70,7 @@ async def test_middlewares_with_different_limits_under_one_key_are_an_error(
     """
     bot = listen(bare(), "message", "callback_query")
     for name, limit in (("message", one), ("callback_query", other)):
-        middleware = putting(MemoryStorage())(limit)
+        middleware = make(MemoryStorage(), limit)
         if setup:
             middleware.setup(bot.dispatcher, exclude=set(bot.dispatcher.observers) - {name})
         else:
@@ -106,17 +98,15 @@ async def test_middlewares_that_share_a_rule_charge_it_once(
     storage: Storage, outer: Any, inner: Any, allowed: int, penalty: Penalty | None
 ) -> None:
     """What only one of them counts is charged as well."""
-    make = putting(storage)
-    bot = nested(make(outer), make(inner, penalty=penalty))
+    bot = nested(make(storage, outer), make(storage, inner, penalty=penalty))
     assert await bot.send(*"abcde") == [True] * allowed + [False] * (5 - allowed)
     assert [each is not None and each.allowed for each in bot.decisions] == [True] * allowed
 
 
 async def test_a_penalty_counts_refusals_beside_a_shared_rule(storage: Storage) -> None:
     """A rule that was charged before does not keep the ban from being counted."""
-    make = putting(storage)
-    banning = make("9/m; 1/h", penalty=Penalty("2/m", "1h"))
-    assert await nested(make("9/m"), banning).send(*"abc") == [True, False, False]
+    banning = make(storage, "9/m; 1/h", penalty=Penalty("2/m", "1h"))
+    assert await nested(make(storage, "9/m"), banning).send(*"abc") == [True, False, False]
     assert (await banning.limiter.peek(banning.rules, Subject(user=42, chat=42))).banned
 
 
@@ -130,10 +120,10 @@ async def test_equal_middlewares_charge_once_in_every_dispatch() -> None:
         raise SkipHandler
 
     for exempt in ([], [42]):
-        make = putting(MemoryStorage(clock=Clock()))
-        bot, second, first = bare(), listen(bare(), "message"), make("4/m")
+        storage, bot, second = MemoryStorage(clock=Clock()), bare(), listen(bare(), "message")
+        first = make(storage, "4/m")
         bot.dispatcher.message.outer_middleware(first)
-        bot.dispatcher.message.middleware(make("4/m", exempt=exempt))
+        bot.dispatcher.message.middleware(make(storage, "4/m", exempt=exempt))
         bot.dispatcher.message.register(skip, flags={"rate_limit": "9/m"})
         second.dispatcher.message.middleware(first)
         sent = await listen(bot, "message").send("a")
@@ -145,10 +135,10 @@ async def test_equal_middlewares_charge_once_in_every_dispatch() -> None:
 async def test_rules_without_a_conflict(other: str) -> None:
     """There is no conflict with another prefix, another server, or separate counts per bot."""
     storage, bot = RedisStorage(FakeAsyncRedis(server=FakeServer())), listen(bare(), "message")
-    bot.dispatcher.message.middleware(putting(storage)("5/m"))
-    second = putting(MemoryStorage() if other == "storage" else storage)
+    bot.dispatcher.message.middleware(make(storage, "5/m"))
+    second = MemoryStorage() if other == "storage" else storage
     options = {"prefix": {"key_prefix": "other"}, "per_bot": {"per_bot": True}}.get(other, {})
-    bot.dispatcher.message.middleware(second("3/m", **options))
+    bot.dispatcher.message.middleware(make(second, "3/m", **options))
     assert await bot.send(*"abcd") == [True] * 3 + [False]
 
 
@@ -189,7 +179,7 @@ async def test_one_key_with_two_limits_is_an_error(
     one: dict[str, Any], other: dict[str, Any], told: str, setup: bool
 ) -> None:
     """Two flags with one key and different limits are an error that names both handlers."""
-    bot, middleware = bare(), putting(MemoryStorage())("9/s")
+    bot, middleware = bare(), make(MemoryStorage(), "9/s")
     child = bot.dispatcher.include_router(Router())
     bot.dispatcher.message.register(draw, flags={"rate_limit": {"key": "ai", **one}})
     child.callback_query.register(paint, flags={"rate_limit": {"key": "ai", **other}})
@@ -215,7 +205,7 @@ async def test_a_flag_and_a_middleware_with_one_key_are_an_error() -> None:
 async def test_flags_that_may_share_a_key() -> None:
     """The same limit, or another scope or name, is not a conflict."""
     dispatcher = Dispatcher()
-    putting(MemoryStorage())("9/s").setup(dispatcher)
+    make(MemoryStorage(), "9/s").setup(dispatcher)
     for observer, flags in {
         "message": drawing("3/day; 1/s"),
         "edited_message": drawing("3/day; 2/s", cost=2),
@@ -234,8 +224,9 @@ async def test_reset_deletes_all_counts_of_a_user(storage: Storage, per_bot: boo
     Counts of another user and of all users together stay.
     """
     bot, everybody = bare(), Rule("9/h", Scope.GLOBAL)
-    make = putting(storage, penalty=Penalty("2/m", "1h"), per_bot=per_bot)
-    middleware = make(["1/h", "5/day", everybody]).setup(bot.dispatcher)
+    rules, penalty = ["1/h", "5/day", everybody], Penalty("2/m", "1h")
+    middleware = make(storage, rules, penalty=penalty, per_bot=per_bot)
+    middleware.setup(bot.dispatcher)
     listen(bot, "message")
     bot.dispatcher.callback_query.register(paint, flags=drawing("1/h", scope="member"))
     assert [await press(bot) for _ in range(2)] == [True, False]

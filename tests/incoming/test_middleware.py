@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio as aioredis
+from aiogram.methods import SendMessage
 from aiogram.types import Message, Poll
 from fakeredis import FakeAsyncRedis, FakeServer
 
@@ -27,7 +28,7 @@ from bot_ratelimit import (
     Settings,
     Subject,
 )
-from bot_ratelimit.testing import FlakyStorage
+from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.recorder import Recorder
 from tests.servers import Server, free_port
 from tests.tables import table
@@ -136,6 +137,29 @@ async def test_an_update_is_one_strike(limiter: Limiter) -> None:
     bot = limited("2/m", limiter=limiter, penalty=PENALTY, guard=True, flag=strict)
     assert await bot.send(*"abc") == [True, False, False]  # free, by the handler, by the guard
     assert (await limiter.peek(PENALTY, ANNA)).remaining == 1
+
+
+async def test_banned_users(limiter: Limiter, clock: Clock) -> None:
+    """The next notice and every button press tell how long the ban of a penalty lasts.
+
+    Who is banned by hand is told nothing; their buttons stop the spinner without a text. Telegram's
+    client keeps the answer for 30 s only, so that lifting the ban frees the buttons.
+    """
+    middleware = RateLimitMiddleware("1/s", limiter=limiter, penalty=PENALTY)
+    bot = Instance(middleware, ["message", "callback_query"])
+    await bot.send(*"abcd")
+    clock.move(1)
+    await bot.send(*"abcd")
+    await bot.feed(callback_query=callback())
+    waits = ["1 s", "1 h", "1 h"]
+    assert [each.text.rpartition("in ")[2].rstrip(".") for each in bot.session.requests] == waits
+    assert sum(isinstance(each, SendMessage) for each in bot.session.requests) == 2
+    await limiter.ban(Subject(user=43))
+    by_hand = {"from": user(43)}
+    assert await bot.send(*"ab", **by_hand) == [False, False]
+    await bot.feed(callback_query=callback(**by_hand))
+    penalized, banned = bot.session.requests[2:]
+    assert (penalized.cache_time, banned.cache_time, banned.text) == (30, 30, None)
 
 
 Connected = Callable[[int], Awaitable[None]]

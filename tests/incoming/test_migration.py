@@ -9,16 +9,7 @@ from typing import Any
 import pytest
 from aiogram import F
 
-from bot_ratelimit import (
-    Collect,
-    Concurrency,
-    Limiter,
-    Penalty,
-    RateLimitMiddleware,
-    Rule,
-    Scope,
-    Subject,
-)
+from bot_ratelimit import Collect, Concurrency, Limiter, Penalty, RateLimitMiddleware, Rule, Subject
 from bot_ratelimit.testing import FlakyStorage
 
 from .support import HANDLED, Instance, chat, message, user
@@ -33,7 +24,7 @@ NOTES = [
 
 
 def put(bot: Instance, limiter: Limiter, **options: Any) -> RateLimitMiddleware:
-    rules = [Rule("9/h", Scope.CHAT), Rule("9/h", Scope.MEMBER), Rule("9/h")]
+    rules = [Rule("9/h", "chat"), Rule("9/h", "member"), Rule("9/h")]
     middleware = RateLimitMiddleware(rules, limiter=limiter, on_limited=None, **options)
     listen(bot, "message")
     return middleware.setup(bot.dispatcher)
@@ -49,23 +40,23 @@ async def test_counts_and_bans_go_over_once(fleet: Fleet) -> None:
     bots = fleet.assemble(put)
     assert await bots[0].send(*"abc", chat=GROUP) == [True] * 3
     limiter = fleet.limiters()[0]
-    penalty = Penalty("1/m", "1h", scope=Scope.CHAT)
+    penalty = Penalty("1/m", "1h", scope="chat")
     for _ in range(2):
-        await limiter.hit([Rule("1/h", Scope.CHAT, "x"), penalty], Subject(chat=OLD))
+        await limiter.hit([Rule("1/h", "chat", "x"), penalty], Subject(chat=OLD))
     await limiter.ban(Subject(user=43, chat=OLD), "1h", "spam", "Anna")
     await migrate(bots)
     (ban,) = [each for each in await limiter.bans() if not each.key]
     assert (ban.subject, ban.reason, ban.by) == (Subject(user=43, chat=NEW), "spam", "Anna")
     at = Subject(user=42, chat=NEW)
-    assert await fleet.used(Rule("9/h", Scope.CHAT), at) == 3
-    assert await fleet.used(Rule("9/h", Scope.MEMBER), at) == 3
-    assert await fleet.used(Rule("9/h", Scope.CHAT), Subject(chat=OLD)) == 0
+    assert await fleet.used(Rule("9/h", "chat"), at) == 3
+    assert await fleet.used(Rule("9/h", "member"), at) == 3
+    assert await fleet.used(Rule("9/h", "chat"), Subject(chat=OLD)) == 0
     assert (await limiter.peek(["9/h", penalty], Subject(chat=NEW))).banned
     await asyncio.sleep(0.6)  # the other instances look for bans twice a second
     assert await bots[2].send("a", chat=SUPERGROUP, **{"from": user(43)}) == [False]
-    before = await fleet.used(Rule("9/h", Scope.CHAT), at)
+    before = await fleet.used(Rule("9/h", "chat"), at)
     await migrate(bots)  # Telegram sends it again
-    assert await fleet.used(Rule("9/h", Scope.CHAT), at) == before
+    assert await fleet.used(Rule("9/h", "chat"), at) == before
 
 
 @pytest.mark.parametrize("live", [False, True])
@@ -111,7 +102,7 @@ async def test_what_is_under_way_stays_where_its_owner_looks(fleet: Fleet) -> No
     Messages that wait meanwhile, to be handled as one, are handled.
     """
     limiter, bots = fleet.limiters()[0], fleet.assemble(put)
-    one, collect = Concurrency(1, Scope.CHAT, "x"), {"rate_limit": {"collect": Collect(0.3, 1.0)}}
+    one, collect = Concurrency(1, "chat", "x"), {"rate_limit": {"collect": Collect(0.3, 1.0)}}
     for bot in bots:
         bot.dispatcher.message.handlers.clear()
         bot.dispatcher.message.register(bot._handle, F.text, flags=collect)
@@ -142,7 +133,7 @@ async def test_a_count_that_has_begun_in_the_supergroup_stays(fleet: Fleet) -> N
     await migrate(bots)
     assert [each.subject for each in await limiter.bans()] == [Subject(chat=NEW)]
     await limiter.unban(Subject(chat=NEW))
-    assert await fleet.used(Rule("9/h", Scope.CHAT), Subject(chat=NEW)) == 1
-    assert await fleet.used(Rule("9/h", Scope.CHAT), Subject(chat=OLD)) == 3
+    assert await fleet.used(Rule("9/h", "chat"), Subject(chat=NEW)) == 1
+    assert await fleet.used(Rule("9/h", "chat"), Subject(chat=OLD)) == 3
     if fleet.client is not None:
         assert "out:flood:-1005" in await fleet.keys()

@@ -12,22 +12,12 @@ from aiogram import Bot
 from aiogram.client.default import DefaultBotProperties
 from aiogram.exceptions import TelegramAPIError, TelegramForbiddenError, TelegramRetryAfter
 from aiogram.methods import AnswerCallbackQuery, AnswerInlineQuery, SendMessage, TelegramMethod
-from aiogram.types import CallbackQuery, Message, TelegramObject
+from aiogram.types import CallbackQuery, InlineQuery, Message, TelegramObject
 from aiogram.utils.callback_answer import CallbackAnswerMiddleware
 from aiogram.utils.i18n import I18n, I18nMiddleware, gettext
 from fakeredis import FakeAsyncRedis
 
-from bot_ratelimit import (
-    ConfigError,
-    Decision,
-    Limiter,
-    Notices,
-    Penalty,
-    RateLimitMiddleware,
-    Rule,
-    Scope,
-    Subject,
-)
+from bot_ratelimit import ConfigError, Decision, Limiter, Notices, RateLimitMiddleware, Rule
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.recorder import Recorder
 from tests.tables import table
@@ -149,9 +139,9 @@ async def test_a_flood(fleet: Fleet) -> None:
     ("rule", "told"),
     [
         (Rule("1/m"), 2),
-        (Rule("1/m", Scope.MEMBER), 2),
-        (Rule("2/m", Scope.CHAT), 1),
-        (Rule("2/m", Scope.TOPIC), 1),
+        (Rule("1/m", "member"), 2),
+        (Rule("2/m", "chat"), 1),
+        (Rule("2/m", "topic"), 1),
         (Rule("2/m", lambda subject: "all", name="mine"), 1),
     ],
 )
@@ -235,47 +225,33 @@ async def test_what_telegram_would_reject_is_not_sent() -> None:
 
 
 @pytest.mark.parametrize("guard", [False, True])
-async def test_a_custom_async_function(guard: bool, limiter: Limiter) -> None:
-    """It gets event, decision and data of every refused event; with None nothing is sent."""
+async def test_a_custom_function(guard: bool, limiter: Limiter) -> None:
+    """It gets event, decision and data of every refused event; with None nothing is sent.
+
+    It may call `Notices`, which decides how and how often to notify, and observers see it.
+    """
+    recorder, notices = Recorder(), Notices("Wait {seconds} s, please.")
     seen: list[tuple[TelegramObject, Decision, dict[str, Any]]] = []
 
     async def tell(event: TelegramObject, decision: Decision, data: dict[str, Any]) -> None:
         seen.append((event, decision, data))
-        if isinstance(event, CallbackQuery):
-            await event.answer("No!", show_alert=True)
-
-    bot = listen(bare(), "message", "callback_query")
-    middleware = RateLimitMiddleware("1/m", limiter=limiter, on_limited=tell)
-    middleware.setup(bot.dispatcher, guard=guard)
-    bot.dispatcher["shop"] = "Tea"
-    await bot.send(*"abc")
-    await bot.feed(callback_query=callback(id="7"))
-    assert [type(event).__name__ for event, *_ in seen] == ["Message", "Message", "CallbackQuery"]
-    assert {(d.allowed, d.retry_after, d.rule) for _, d, _ in seen} == {(False, 60.0, Rule("1/m"))}
-    assert {data["shop"] for *_, data in seen} == {"Tea"}
-    assert seen[0][2]["bot"] is bot.bot
-    assert seen[0][2]["rate_limit"] is seen[0][1]
-    assert texts(bot) == ["No!"]
-    silent = telling(limiter=limiter, on_limited=None)
-    await silent.feed(callback_query=callback())
-    assert await silent.send("a") == [False]
-    assert requests(silent) == []
-
-
-async def test_a_custom_on_limited_can_call_the_notices(limiter: Limiter) -> None:
-    """It decides whether to notify; `Notices` decides how and how often, and observers see it."""
-    recorder, notices = Recorder(), Notices("Wait {seconds} s, please.")
-
-    async def on_limited(event: TelegramObject, decision: Decision, data: dict[str, Any]) -> None:
         await notices(event, decision, data)
 
-    bot = telling(limiter=Limiter(limiter.storage, observer=recorder), on_limited=on_limited)
-    await bot.send("a", "b", "c")
+    observed, bot = Limiter(limiter.storage, observer=recorder), bare()
+    middleware = RateLimitMiddleware("1/m", limiter=observed, on_limited=tell)
+    middleware.setup(bot.dispatcher, guard=guard)
+    listen(bot, "message", "callback_query", "inline_query").dispatcher["shop"] = "Tea"
+    await bot.send(*"abc")
     await bot.feed(callback_query=callback())
     await bot.feed(inline_query=inline_query())
     await bot.send("d", chat=GROUP)
     bot.session.error = FAILURES[0]
     await bot.feed(callback_query=callback())
+    kinds = [Message, Message, CallbackQuery, InlineQuery, Message, CallbackQuery]
+    assert [type(event) for event, *_ in seen] == kinds
+    assert {(d.allowed, d.retry_after, d.rule) for _, d, _ in seen} == {(False, 60.0, Rule("1/m"))}
+    assert {(data["shop"], data["bot"]) for *_, data in seen} == {("Tea", bot.bot)}
+    assert all(data["rate_limit"] is decision for _, decision, data in seen)
     assert [event[1:] for event in recorder.named("noticed")] == [
         *(("message", "sent"), ("message", "silent"), ("callback", "sent")),
         *(("inline", "sent"), ("message", "silent"), ("callback", "failed")),
@@ -283,29 +259,14 @@ async def test_a_custom_on_limited_can_call_the_notices(limiter: Limiter) -> Non
     assert len(recorder.named("decided")) == 7  # not those about notices
     assert texts(bot)[0] == "Wait 60 s, please."
     with pytest.raises(ConfigError, match="call it in on_limited"):
-        await notices(TelegramObject(), recorder.named("decided")[0][1], {})
+        await notices(TelegramObject(), seen[0][1], {})
 
 
-async def test_banned_users(limiter: Limiter, clock: Clock) -> None:
-    """The next notice and every button press tell how long the ban of a penalty lasts.
-
-    Who is banned by hand is told nothing; their buttons stop the spinner without a text. Telegram's
-    client keeps the answer for 30 s only, so that lifting the ban frees the buttons.
-    """
-    bot = telling("1/s", limiter=limiter, penalty=Penalty("3/m", "1h"))
-    await bot.send(*"abcd")
-    clock.move(1)
-    await bot.send(*"abcd")
+async def test_none_means_no_notices() -> None:
+    bot = telling(on_limited=None)
+    assert await bot.send(*"ab") == [True, False]
     await bot.feed(callback_query=callback())
-    waits = ["1 s", "1 h", "1 h"]
-    assert [(text or "").rpartition("in ")[2].rstrip(".") for text in texts(bot)] == waits
-    assert sum(isinstance(each, SendMessage) for each in requests(bot)) == 2
-    await limiter.ban(Subject(user=43))
-    by_hand = {"from": user(43)}
-    assert await bot.send(*"ab", **by_hand) == [False, False]
-    await bot.feed(callback_query=callback(**by_hand))
-    penalized, banned = requests(bot)[2:]
-    assert (penalized.cache_time, banned.cache_time, banned.text) == (30, 30, None)
+    assert requests(bot) == []
 
 
 METHOD = SendMessage(chat_id=42, text="")

@@ -140,31 +140,26 @@ async def test_old_messages_are_dropped(
     ]
 
 
-async def spread(bots: list[Instance], events: list[Event]) -> list[bool]:
+async def send(bots: list[Instance], events: list[Event], *, at_once: bool = False) -> list[bool]:
     """Send each event to the next instance; return which of them were handled."""
-    results = [await bots[i % len(bots)].feed(message=event) for i, event in enumerate(events)]
+    fed = [bots[i % len(bots)].feed(message=event) for i, event in enumerate(events)]
+    results = await asyncio.gather(*fed) if at_once else [await each for each in fed]
     return [result == HANDLED for result in results]
 
 
-async def at_once(bots: list[Instance], events: list[Event]) -> list[bool]:
-    """Like `spread`, but all events arrive at the same time."""
-    fed = [bots[i % len(bots)].feed(message=event) for i, event in enumerate(events)]
-    return [result == HANDLED for result in await asyncio.gather(*fed)]
-
-
-@pytest.mark.parametrize("arrive", [spread, at_once])
-async def test_an_album_is_one_event(fleet: Fleet, arrive: Any) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_an_album_is_one_event(fleet: Fleet, at_once: bool) -> None:
     """Over three instances an album of ten costs one under each rule.
 
     One that a rule refuses is charged to no other, and is one strike with one notice.
     """
     slow, penalty = Rule("9/h", name="slow"), Penalty("3/m", "1h")
     bots = fleet.start([slow, "1/m"], penalty=penalty)
-    assert await arrive(bots, album(10)) == [True] * 10
+    assert await send(bots, album(10), at_once=at_once) == [True] * 10
     assert await fleet.used("1/m") == 1
     assert {d and d.remaining for bot in bots for d in bot.decisions} == {0}
     for _ in range(2):
-        assert await arrive(bots, album(10)) == [False] * 10
+        assert await send(bots, album(10), at_once=at_once) == [False] * 10
         assert sum(len(bot.session.requests) for bot in bots) == 1
     assert [await fleet.used(each) for each in (slow, penalty)] == [1, 2]
     if fleet.client is not None:
@@ -176,8 +171,8 @@ async def test_what_is_another_event(fleet: Fleet) -> None:
     observers = ["message", "business_message", "edited_message"]
     bots = fleet.start("4/m", observers=observers, on_limited=None)
     items = album(3, "1")
-    assert await spread(bots, items) == [True] * 3
-    assert await spread(bots, album(3, "1", chat=GROUP)) == [True] * 3
+    assert await send(bots, items) == [True] * 3
+    assert await send(bots, album(3, "1", chat=GROUP)) == [True] * 3
     edits = [items[0] | {"edit_date": DATE + i, "caption": "x"} for i in range(3)]
     results = [await bots[i].feed(edited_message=edit) for i, edit in enumerate(edits)]
     assert results == [HANDLED] * 2 + [None]
