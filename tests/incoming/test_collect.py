@@ -11,7 +11,7 @@ import pytest
 from aiogram import F, Router
 from aiogram.types import Message
 
-from bot_ratelimit import Collect, Limiter, RateLimitMiddleware
+from bot_ratelimit import Collect, ConfigError, Limiter, RateLimitMiddleware
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.testing import FlakyStorage
 from tests.benches import Pauses, eventually
@@ -108,9 +108,7 @@ async def test_at_most_ends_the_collection_but_cuts_no_album(fleet: Fleet) -> No
         tasks.append(say(bot, text))
         await asyncio.sleep(0.03)
     assert await tasks[-1] == HANDLED
-    photos = [
-        asyncio.create_task(bots[n % 3].feed(message=each)) for n, each in enumerate(album(7))
-    ]
+    photos = [bots[n % 3].feed(message=each) for n, each in enumerate(album(7))]
     await asyncio.gather(*tasks, *photos)
     assert [len(texts) for texts in calls.texts] == [3, 7]
 
@@ -250,3 +248,7 @@ async def test_as_a_middleware_before_the_limits(fleet: Fleet) -> None:
     await asyncio.gather(*tasks)
     assert sorted(map(sorted, calls.texts)) == [["a", "a"], ["b", "b", "c", "c"]]
     assert await fleet.used("9/h") == 2
+    away = FlakyStorage()
+    away.documents = partial(Storage.documents, away)  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="does not support"):
+        Collect(limiter=Limiter(away))

@@ -39,7 +39,7 @@ class Bots:
 
     def __init__(self, storage: Storage, flag: Any, count: int = 1, **options: Any) -> None:
         self.end = asyncio.Event()
-        self.running = self.most = self.runs = 0
+        self.running = self.most = 0
         self.seen: list[Any] = []
         self.limiters = [Limiter(storage, timeout=5) for _ in range(count)]
         self.bots = [bare() for _ in self.limiters]
@@ -58,7 +58,6 @@ class Bots:
 
     async def handle(self, event: TelegramObject, rate_limit: Decision | None) -> str:
         self.seen.append(rate_limit)
-        self.runs += 1
         self.running += 1
         self.most = max(self.most, self.running)
         try:
@@ -76,18 +75,15 @@ class Bots:
         await eventually(lambda: self.running == running)
         return tasks
 
-    def requests(self) -> list[Any]:
-        return [each for bot in self.bots for each in bot.session.requests]
-
 
 async def test_ten_at_once_on_two_instances(storage: Storage) -> None:
     """Of ten simultaneous updates one is handled, and the user is notified once."""
     flag = {"limit": "20/day", "concurrent": 1}
     async with Bots(storage, flag, 2, on_limited=Notices(busy="Patience!")) as bots:
         tasks = [bots.feed(i, message=message()) for i in range(10)]
-        await eventually(lambda: sum(task.done() for task in tasks) == 9 and bots.runs == 1)
+        await eventually(lambda: sum(task.done() for task in tasks) == 9 and len(bots.seen) == 1)
         assert bots.most == 1
-        (notice,) = bots.requests()
+        (notice,) = [each for bot in bots.bots for each in bot.session.requests]
         assert isinstance(notice, SendMessage)
         assert notice.text == "Patience!"
         bots.end.set()
@@ -106,7 +102,8 @@ async def test_button_presses_are_answered(storage: Storage) -> None:
         for language in ("ru", "de"):
             press = callback(**{"from": user(language=language)})
             assert await bots.feed(callback_query=press) is None
-        answers = [each for each in bots.requests() if isinstance(each, AnswerCallbackQuery)]
+        answers: list[Any] = bots.bots[0].session.requests
+        assert {type(each) for each in answers} == {AnswerCallbackQuery}
         texts = ["Ваш предыдущий запрос ещё выполняется.", "Your last request is still running."]
         assert [(each.text, each.cache_time) for each in answers] == [(text, 0) for text in texts]
         (paying,) = await bots.start(2, {"pre_checkout_query": pre_checkout()})

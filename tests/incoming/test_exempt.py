@@ -15,8 +15,6 @@ from bot_ratelimit.testing import Clock
 from .support import HANDLED, callback, chat, inline_query, message, user
 from .updates import BUSINESS, CHANNEL_BOT, GROUP, Fleet, album, bare, limited, listen, payment
 
-OBSERVERS = ("message", "callback_query", "inline_query", "business_message")
-
 
 def by(id_: int, **fields: Any) -> dict[str, Any]:
     """A message of this user in their private chat, which has the same id."""
@@ -26,7 +24,8 @@ def by(id_: int, **fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("exempt", [{42, -100}, iter([42, -100]), {42: "me", -100: "us"}])
 async def test_an_exempt_user_and_chat(exempt: Any) -> None:
     """They are never refused, on any observer, nor is anybody in the chat; all others are."""
-    bot = limited("1/m", OBSERVERS, exempt=exempt)
+    observers = ("message", "callback_query", "inline_query", "business_message")
+    bot = limited("1/m", observers, exempt=exempt)
     for _ in range(2):
         assert await bot.feed(message=message()) == HANDLED
         assert await bot.feed(message=message(chat=GROUP | {"id": -101})) == HANDLED
@@ -38,6 +37,7 @@ async def test_an_exempt_user_and_chat(exempt: Any) -> None:
     assert await bot.feed(callback_query=callback(**in_group)) == HANDLED
     assert set(bot.decisions) == {None}
     assert await bot.send(*"ab", **by(43)) == [True, False]
+    assert bot.session.requests == []  # with on_limited=None nobody is told
 
 
 async def test_exempt_events_are_not_charged(fleet: Fleet) -> None:

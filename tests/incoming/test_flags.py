@@ -151,10 +151,7 @@ async def test_every_kind_of_handler_counts_separately(
 
 
 async def test_handlers_of_one_name() -> None:
-    """A function that is registered twice has one count, unless its limits differ.
-
-    Functions with long names have two counts.
-    """
+    """One function has one count, unless its limits differ; two with long names have two."""
     bot = limited(None, ())
     limits = {"a": "2/m", "b": "2/m", "c": "1/h; 5/day"}
     handlers: dict[str, Any] = dict.fromkeys(limits, order) | {x: reply_to(x) for x in "de"}
@@ -221,9 +218,7 @@ async def test_the_flags_in_the_doc(limiter: Limiter) -> None:
     assert await used(limiter, "1/m") == 0
 
 
-async def test_a_decorator_above_the_registration_is_found(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_a_decorator_above_the_registration(caplog: pytest.LogCaptureFixture) -> None:
     """A flag that comes too late stops the start; without `setup` a warning names the handler."""
     late = bare()
     late.dispatcher.message.middleware(RateLimitMiddleware("9/m"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -36,8 +35,6 @@ from tests.tables import table
 from .support import HANDLED, Instance, callback, message, user
 from .updates import UPDATES, Fleet, bare, limited, listen
 
-KEY = "booking_bot:client1:ratelimit:42"
-
 
 @pytest.fixture(params=["fake_client", "client"])
 def shared(request: pytest.FixtureRequest) -> aioredis.Redis:
@@ -47,24 +44,23 @@ def shared(request: pytest.FixtureRequest) -> aioredis.Redis:
 async def test_the_contract(shared: aioredis.Redis) -> None:
     """With one event a second the first is handled, and GET and TTL of the key explain it."""
     bot = Instance(RateLimitMiddleware(1.0, shared, "booking_bot:client1"))
-    values = []
+    key, values = "booking_bot:client1:ratelimit:42", []
     for _ in range(3):
         await bot.send("hello")
-        values.append(await shared.get(KEY))
+        values.append(await shared.get(key))
     assert values == [b"1", b"2", b"3"]
     assert len(bot.handled) == 1
-    assert await shared.ttl(KEY) in (0, 1)
-    assert 0 < await shared.pttl(KEY) <= 1_000
-    assert await shared.keys("booking_bot:client1:ratelimit:[0-9]*") == [KEY.encode()]
+    assert await shared.ttl(key) in (0, 1)
+    assert 0 < await shared.pttl(key) <= 1_000
+    assert await shared.keys("booking_bot:client1:ratelimit:[0-9]*") == [key.encode()]
 
 
 async def test_handler_exceptions_pass_unchanged() -> None:
-    bot = Instance(RateLimitMiddleware("1/m"))
-    bot.error = ZeroDivisionError("in a handler")
-    with pytest.raises(ZeroDivisionError) as error:
-        await bot.feed(message=message())
-    assert error.value is bot.error
-    assert await bot.feed(message=message()) is None
+    bot = limited("1/m", ())
+    bot.dispatcher.message.register(lambda event: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        await bot.send("a")
+    assert await bot.send("a") == [False]
 
 
 async def test_works_without_a_dispatcher() -> None:
@@ -160,9 +156,6 @@ async def test_banned_users(limiter: Limiter, clock: Clock) -> None:
     await bot.feed(callback_query=callback(**by_hand))
     penalized, banned = bot.session.requests[2:]
     assert (penalized.cache_time, banned.cache_time, banned.text) == (30, 30, None)
-
-
-Connected = Callable[[int], Awaitable[None]]
 
 
 def test_the_start_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -298,7 +291,7 @@ def test_a_limiter_together_with_its_own_arguments(environment: pytest.MonkeyPat
 
 
 async def test_shutdown_closes_the_client_of_from_settings(
-    redis_server: Server, connected: Connected
+    redis_server: Server, connected: Any
 ) -> None:
     """It is closed with the dispatcher, without code in the bot, however often it was set up."""
     settings = Settings(redis_url=f"{redis_server.url}?client_name=ours", rate_limit_timeout=5)
@@ -314,25 +307,22 @@ async def test_shutdown_closes_the_client_of_from_settings(
         await connected(0)
 
 
-@pytest.mark.parametrize("closing", ["shutdown", "close"])
-async def test_a_given_client_stays_open(
-    redis_server: Server, connected: Connected, closing: str
-) -> None:
+async def test_a_given_client_stays_open(redis_server: Server, connected: Any) -> None:
     """Only the limiter's own connection is closed with the bot, which still decides after it.
 
     With `setup` it is opened at the start, so the first update need not wait; nothing is charged.
     """
     async with aioredis.Redis(port=redis_server.port, client_name="ours") as client:
         await client.flushall()
-        middleware, bot = RateLimitMiddleware("1/m", client), listen(bare(), "message")
-        middleware.setup(bot.dispatcher)
+        bot = listen(bare(), "message")
+        RateLimitMiddleware("1/m", client).setup(bot.dispatcher)
         mine = await client.client_id()
         await connected(1)
         await bot.dispatcher.emit_startup()
         await connected(2)
         assert await client.keys("*") == []
         assert await bot.send("hello") == [True]
-        await (bot.dispatcher.emit_shutdown() if closing == "shutdown" else middleware.close())
+        await bot.dispatcher.emit_shutdown()
         await connected(1)
         assert await client.client_id() == mine
         assert await bot.send("late") == [False]

@@ -25,11 +25,8 @@ from tests.tables import table
 from .support import HANDLED, Instance, callback, inline_query, message, user
 from .updates import BUSINESS, GROUP, MISSING, REACTION, UPDATES, VOTE, Fleet, bare, keys_of, listen
 
-TEXTS = "the built-in texts"
 RUSSIAN = "Слишком много запросов. Попробуйте снова через 60 с."
 ENGLISH = "Too many requests. Please try again in 60 s."
-
-GUESTS = message(guest_query_id="1", chat={"id": 43, "type": "private"})
 
 
 def requests(*bots: Instance) -> list[TelegramMethod[Any]]:
@@ -108,8 +105,8 @@ async def test_where_the_bot_cannot_or_should_not_answer() -> None:
         ("message_reaction", REACTION),
         ("poll_answer", VOTE),
         ("business_message", message(**BUSINESS)),
-        ("guest_message", GUESTS | {"chat": GROUP}),
-        ("guest_message", GUESTS),
+        ("guest_message", message(guest_query_id="1", chat=GROUP)),
+        ("guest_message", message(guest_query_id="1", chat={"id": 43, "type": "private"})),
     ):
         if name not in MISSING:
             bot = telling(on_limited=Notices(in_groups=True))
@@ -172,8 +169,8 @@ async def test_notices_do_not_flood(limit: Any, limiter: Limiter, clock: Clock) 
 @table(
     ("on_limited", "language", "text"),
     [
-        (TEXTS, "ru-RU", RUSSIAN),
-        (TEXTS, "pt-br", ENGLISH),
+        (Notices(), "ru-RU", RUSSIAN),
+        (Notices(), "pt-br", ENGLISH),
         ({"de": "Warte {seconds} s", "en": "Wait"}, "de-AT", "Warte 60 s"),
         ({"de": "Warte {seconds} s", "en": "Wait"}, "ru", "Warte 60 s"),
         ({"en": "Wait", "pt-br": "Espera"}, "pt", "Wait"),
@@ -187,8 +184,7 @@ async def test_notices_do_not_flood(limit: Any, limiter: Limiter, clock: Clock) 
 )
 async def test_texts(on_limited: Any, language: str | None, text: str) -> None:
     """In the user's language, or else in English; custom texts replace ours."""
-    options = {} if on_limited is TEXTS else {"on_limited": on_limited}
-    bot = telling(**options)
+    bot = telling(on_limited=on_limited)
     sender = {"from": user(language=language)}
     await bot.send(*"ab", **sender)
     await bot.feed(callback_query=callback(**sender))
@@ -260,13 +256,6 @@ async def test_a_custom_function(guard: bool, limiter: Limiter) -> None:
     assert texts(bot)[0] == "Wait 60 s, please."
     with pytest.raises(ConfigError, match="call it in on_limited"):
         await notices(TelegramObject(), seen[0][1], {})
-
-
-async def test_none_means_no_notices() -> None:
-    bot = telling(on_limited=None)
-    assert await bot.send(*"ab") == [True, False]
-    await bot.feed(callback_query=callback())
-    assert requests(bot) == []
 
 
 METHOD = SendMessage(chat_id=42, text="")

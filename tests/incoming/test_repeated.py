@@ -16,7 +16,6 @@ from bot_ratelimit import (
     ConfigError,
     Debounce,
     Limiter,
-    MemoryStorage,
     Penalty,
     RateLimitMiddleware,
     Rule,
@@ -81,7 +80,7 @@ async def test_albums_edits_and_other_content_are_not_compared(
     assert [await bot.feed(edited_message=edit) for _ in range(2)] == [HANDLED] * 2
 
 
-async def test_debounce_beside_a_limit() -> None:
+async def test_debounce_beside_a_limit(limiter: Limiter) -> None:
     """In a flag or the middleware; a handler is told what is left of the limit, not 0."""
     for bot in (limited(["2/m", Debounce("5s")]), limited(None, flag=["2/m", Debounce("5s")])):
         await bot.dispatcher.emit_startup()
@@ -89,7 +88,7 @@ async def test_debounce_beside_a_limit() -> None:
         told = [(str(each.rule).split(" per")[0], each.remaining) for each in bot.decisions if each]
         assert told == [("2/minute", 1), ("2/minute", 0)]
     assert str(Debounce("5s")) == "equal events within 5 s"
-    decision = await Limiter(MemoryStorage()).hit(Debounce("2s"), Subject(user=42))
+    decision = await limiter.hit(Debounce("2s"), Subject(user=42))
     assert (decision.allowed, decision.source) == (True, "none")  # without an event
 
 
