@@ -138,8 +138,8 @@ async def test_an_update_is_one_strike(limiter: Limiter) -> None:
 async def test_banned_users(limiter: Limiter, clock: Clock) -> None:
     """The next notice and every button press tell how long the ban of a penalty lasts.
 
-    Who is banned by hand is told nothing; their buttons stop the spinner without a text. Telegram's
-    client keeps the answer for 30 s only, so that lifting the ban frees the buttons.
+    Users who are banned by hand are told nothing; their buttons lose the spinner without a text.
+    Telegram's client keeps the answer for 30 s only, so that lifting the ban frees the buttons.
     """
     middleware = RateLimitMiddleware("1/s", limiter=limiter, penalty=PENALTY)
     bot = Instance(middleware, ["message", "callback_query"])

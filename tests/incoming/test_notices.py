@@ -222,7 +222,7 @@ async def test_what_telegram_would_reject_is_not_sent() -> None:
 
 @pytest.mark.parametrize("guard", [False, True])
 async def test_a_custom_function(guard: bool, limiter: Limiter) -> None:
-    """It gets event, decision and data of every refused event; with None nothing is sent.
+    """It gets the event, the decision and the data of every refused event.
 
     It may call `Notices`, which decides how and how often to notify, and observers see it.
     """
