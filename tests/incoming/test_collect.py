@@ -100,16 +100,17 @@ async def test_quick_messages_to_any_instance_are_one_call(fleet: Fleet) -> None
 
 async def test_at_most_ends_the_collection_but_cuts_no_album(fleet: Fleet) -> None:
     """The last of `at_most` messages is handled at once; an album comes complete."""
-    calls = Calls()
-    many = Collect(0.6, 5.0, at_most=3)
+    calls, many = Calls(), Collect(0.6, 5.0, at_most=3)
     bots = [collecting(limiter, calls, many) for limiter in fleet.limiters()]
     tasks = []
     for text, bot in zip("abc", bots, strict=True):
         tasks.append(say(bot, text))
         await asyncio.sleep(0.03)
     assert await tasks[-1] == HANDLED
-    photos = [bots[n % 3].feed(message=each) for n, each in enumerate(album(7))]
-    await asyncio.gather(*tasks, *photos)
+    for n, each in enumerate(album(7)):
+        tasks.append(asyncio.create_task(bots[n % 3].feed(message=each)))
+        await asyncio.sleep(0.02)
+    await asyncio.gather(*tasks)
     assert [len(texts) for texts in calls.texts] == [3, 7]
 
 
@@ -131,9 +132,10 @@ async def test_what_an_instance_leaves_is_handled_by_another(fleet: Fleet, next_
 
 
 async def test_each_instance_collects_by_itself_while_redis_is_away(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is lost or handled twice on an instance, before, during and after an outage."""
+    monkeypatch.setattr("bot_ratelimit.incoming.collect._PAUSE", 30.0)  # before they are removed
     calls, storage = Calls(), FlakyStorage()
     bot = collecting(Limiter(storage), calls)
     tasks = [say(bot, "a"), say(bot, "b")]
