@@ -81,22 +81,15 @@ def fail(breaker: Breaker, now: float) -> None:
 
 
 def test_pauses_grow_and_are_capped() -> None:
-    """Each failed probe doubles the pause, up to the cap."""
-    breaker, now, pauses = Breaker(), 0.0, []
+    """Each failed probe doubles the pause, up to the cap; a late probe leaves no negative one."""
+    breaker, now, pauses = Breaker(), 10.0, []
+    assert (breaker.closed, breaker.wait(0)) == (True, 0)
     for _ in range(THRESHOLD):
         fail(breaker, now)
+    assert not breaker.closed
+    assert [breaker.wait(10 + late) for late in (0.3, 0.5, 99)] == [pytest.approx(0.2), 0, 0]
     for _ in range(8):
         pauses.append(breaker.wait(now))
         now += pauses[-1]
         fail(breaker, now)
     assert pauses == [FIRST_PAUSE, 1, *[LONGEST_PAUSE] * 6]
-
-
-def test_wait_is_the_time_until_the_next_probe() -> None:
-    """`wait` is 0 while closed and decreases while open; a late probe keeps it at 0."""
-    breaker = Breaker()
-    assert (breaker.closed, breaker.wait(0)) == (True, 0)
-    for _ in range(THRESHOLD):
-        fail(breaker, 10)
-    assert not breaker.closed
-    assert [breaker.wait(now) for now in (10, 10.3, 10.5, 99)] == [0.5, pytest.approx(0.2), 0, 0]

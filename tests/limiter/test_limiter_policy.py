@@ -97,41 +97,13 @@ async def test_single_failures_are_logged_once_a_minute(
     assert "answers again" in answers
 
 
-async def test_a_cancelled_hit_is_not_answered(broken: FlakyStorage) -> None:
-    """A cancelled hit raises the cancellation, and the next one is decided normally."""
-    broken.hang()
-    limiter = Limiter(broken, timeout=5)
-    task = asyncio.create_task(limiter.hit("1/m", ANNA))
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    broken.heal()
-    assert (await limiter.hit("1/m", ANNA)).source == "memory"
-
-
-async def test_closing_closes_the_storage(broken: FlakyStorage) -> None:
-    """Closing the limiter closes its storage; closing twice does no harm."""
-    limiter = Limiter(broken)
-    await limiter.close()
-    await limiter.close()
-    assert broken.closed
-
-
-async def test_reset_reaches_the_standby(broken: FlakyStorage) -> None:
-    """With on_error="memory" a reset also deletes the counts of this process."""
-    limiter = Limiter(broken, on_error="memory")
-    assert [d.allowed for d in await hits(limiter, "1/m", 2)] == [True, False]
-    broken.heal()
-    await limiter.reset("1/m", ANNA)
-    broken.fail()
-    assert [d.allowed for d in await hits(limiter, "1/m", 2)] == [True, False]
-
-
 async def test_a_reset_works_during_an_outage(
     broken: FlakyStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With on_error="memory" counts and bans of this process are deleted, and it is logged."""
+    """With on_error="memory" counts and bans of this process are deleted, and it is logged.
+
+    A reset on the storage deletes them too; where there is nothing to delete here, it raises.
+    """
     limiter = Limiter(broken, on_error="memory")
     rules = [Rule("1/m"), Penalty("1/m", "1h")]
     assert [d.allowed for d in await hits(limiter, rules, 3)] == [True, False, False]
@@ -140,14 +112,14 @@ async def test_a_reset_works_during_an_outage(
     (line,) = caplog.messages
     assert "in this process only: out of reach" in line
     assert "bot:ratelimit:ban:42" in line
+    assert [d.allowed for d in await hits(limiter, rules, 3)] == [True, False, False]
+    broken.heal()
+    await limiter.reset(rules, ANNA)
+    broken.fail()
     assert [d.allowed for d in await hits(limiter, rules, 1)] == [True]
-
-
-@pytest.mark.parametrize("on_error", ["allow", "memory"])
-async def test_a_reset_without_local_counts_raises(broken: FlakyStorage, on_error: Any) -> None:
-    """The caller learns that nothing was deleted."""
-    with pytest.raises(StorageError):
-        await Limiter(broken, on_error=on_error).reset("1/m", ANNA)
+    for nothing in (Limiter(broken), Limiter(broken, on_error="memory")):
+        with pytest.raises(StorageError):
+            await nothing.reset("1/m", ANNA)
 
 
 @pytest.mark.parametrize("on_error", ["allow", "deny", "memory"])
@@ -170,5 +142,25 @@ async def test_the_standby_is_bounded(broken: FlakyStorage) -> None:
         assert await limiter.hit("1/h", Subject(user))
     assert await limiter.hit("1/h", Subject(0))
     assert not await limiter.hit("1/h", Subject(3))
-    with pytest.raises(ConfigError, match=r"^memory_size=0: expected"):
-        Limiter(broken, memory_size=0)
+
+
+async def test_a_cancelled_probe_leaves_its_place_to_the_next(
+    broken: FlakyStorage, clock: Clock
+) -> None:
+    """A cancelled hit raises the cancellation, and the next one is decided normally."""
+    limiter = Limiter(broken, timeout=5, clock=clock)
+    assert {each.source for each in await hits(limiter, "1/m", 9)} == {"policy"}
+    assert broken.calls == 3  # the circuit is open
+    broken.hang()
+    clock.move(60)
+    probe = asyncio.create_task(limiter.hit("1/m", ANNA))
+    await asyncio.sleep(0)
+    assert (await limiter.hit("1/m", ANNA)).source == "policy"
+    probe.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await probe
+    broken.heal()
+    assert (await limiter.hit("1/m", ANNA)).source == "memory"
+    await limiter.close()
+    await limiter.close()  # which does no harm
+    assert broken.closed

@@ -46,32 +46,29 @@ async def test_a_flood_is_limited_exactly(client: aioredis.Redis, burning: int) 
     await bot.dispatcher.emit_shutdown()
 
 
-@pytest.mark.parametrize("away", [0.05, 0.3, 1.0])
-@pytest.mark.parametrize("waiting", [1, 40])
-async def test_a_blocked_loop_loses_no_answer(
-    client: aioredis.Redis, away: float, waiting: int
-) -> None:
+@pytest.mark.parametrize("away", [0.05, 1.0])
+async def test_a_blocked_loop_loses_no_answer(client: aioredis.Redis, away: float) -> None:
     """A handler that blocks the event loop does not make an answer late."""
     limiter = Limiter(RedisStorage(client))
     await limiter.hit("1/s", Subject(user=0))
-    asked = [asyncio.create_task(limiter.hit("9/s", Subject(user=i))) for i in range(waiting)]
+    asked = [asyncio.create_task(limiter.hit("9/s", Subject(user=i))) for i in range(40)]
     await asyncio.sleep(0)
     time.sleep(away)  # noqa: ASYNC251 - that is what is tested
-    asked += [asyncio.create_task(limiter.hit("9/s", Subject(user=i))) for i in range(waiting)]
+    asked += [asyncio.create_task(limiter.hit("9/s", Subject(user=i))) for i in range(40)]
     assert {decision.source for decision in await asyncio.gather(*asked)} == {"redis"}
     await limiter.close()
 
 
-@pytest.mark.parametrize("turns", [0, 1, 3])
+@pytest.mark.parametrize("turns", [0, 1, 3, 5])
+@pytest.mark.parametrize("connect_timeout", [5, 0.3])
 async def test_a_loop_that_is_blocked_while_connecting_loses_no_decision(
-    client: aioredis.Redis, turns: int
+    client: aioredis.Redis, turns: int, connect_timeout: float
 ) -> None:
-    """A bot that loads its data at the start, after it began to connect, is limited at once."""
-    await blocked_while_connecting(RedisStorage(client), turns)
+    """A bot that loads its data at the start, after it began to connect, is limited at once.
 
-
-async def blocked_while_connecting(storage: RedisStorage, turns: int) -> None:
-    limiter = Limiter(storage, timeout=0.25)
+    If that takes longer than connecting may take, the attempt to connect is repeated.
+    """
+    limiter = Limiter(RedisStorage(client, connect_timeout=connect_timeout), timeout=0.25)
     limiter.open()
     for _ in range(turns):
         await asyncio.sleep(0)
@@ -80,20 +77,10 @@ async def blocked_while_connecting(storage: RedisStorage, turns: int) -> None:
     await limiter.close()
 
 
-@pytest.mark.parametrize("turns", [2, 3, 5])
-async def test_a_loop_that_is_blocked_for_longer_than_connecting_may_take(
-    client: aioredis.Redis, turns: int
-) -> None:
-    """The attempt to connect is repeated, and nothing is logged of an outage."""
-    await blocked_while_connecting(RedisStorage(client, connect_timeout=0.3), turns)
-
-
 async def test_a_loop_that_is_busy_in_every_turn_loses_no_answer(client: aioredis.Redis) -> None:
     """Other tasks that take 60 ms per turn delay decisions but do not replace them."""
     limiter = Limiter(RedisStorage(client))
-    # Connecting takes twenty turns or more, which is no answer that is late.
-    while (await limiter.hit("9/s", Subject(user=99))).source != "redis":  # noqa: ASYNC110 - no event
-        await asyncio.sleep(0.01)
+    await decided(limiter)  # connecting takes twenty turns or more, which is no late answer
     found, done = [], False
 
     async def work() -> None:
@@ -127,9 +114,9 @@ async def test_time_of_a_blocked_loop_does_not_count(own_server: Server) -> None
         await limiter.close()
 
 
-async def decided(limiter: Limiter, within: float) -> None:
+async def decided(limiter: Limiter) -> None:
     """Send updates until Redis decides about one."""
-    async with asyncio.timeout(within):
+    async with asyncio.timeout(3):
         while (await limiter.hit("99/s", Subject(user=1))).source != "redis":  # noqa: ASYNC110 - updates come
             await asyncio.sleep(0.01)
 
@@ -143,9 +130,7 @@ CLIENTS: dict[str, Any] = {
 
 @pytest.mark.usefixtures("environment")
 @pytest.mark.parametrize("kind", CLIENTS)
-@pytest.mark.parametrize(
-    ("round_trip", "jitter"), [(0.02, 0), (0.06, 0), (0.12, 0), (0.18, 0), (0.06, 0.05)]
-)
+@pytest.mark.parametrize(("round_trip", "jitter"), [(0.06, 0.05), (0.18, 0)])
 async def test_a_distant_redis_decides(
     redis_server: Server, client: aioredis.Redis, kind: str, round_trip: float, jitter: float
 ) -> None:
@@ -153,46 +138,14 @@ async def test_a_distant_redis_decides(
     with distant(redis_server.port, round_trip, jitter) as proxy:
         far = CLIENTS[kind](proxy.port)
         limiter = Limiter(RedisStorage(far))
-        await decided(limiter, within=3)
+        await decided(limiter)
         found = [await limiter.hit("99/s", Subject(user=2)) for _ in range(5)]
-        crowd = await asyncio.gather(*(limiter.hit("7/m", Subject(user=3)) for _ in range(100)))
+        users = [Subject(user=100 + i % 100) for i in range(1_000)]
+        crowd = await asyncio.gather(*(limiter.hit("7/m", user) for user in users))
         assert {decision.source for decision in (*found, *crowd)} == {"redis"}
-        assert sum(decision.allowed for decision in crowd) == 7
+        assert sum(decision.allowed for decision in crowd) == 700
         await limiter.close()
         await far.aclose()
-
-
-async def test_a_thousand_at_once_to_a_distant_redis(
-    redis_server: Server, client: aioredis.Redis
-) -> None:
-    """At a round trip of 0.8 of the time-out, they are decided in about one round trip."""
-    with distant(redis_server.port, 0.2) as proxy:
-        async with aioredis.Redis(port=proxy.port) as far:
-            limiter = Limiter(RedisStorage(far))
-            await decided(limiter, within=5)
-            users = [Subject(user=100 + i % 100) for i in range(1_000)]
-            crowd = await asyncio.gather(*(limiter.hit("7/m", user) for user in users))
-            assert {decision.source for decision in crowd} == {"redis"}
-            assert sum(decision.allowed for decision in crowd) == 700
-            await limiter.close()
-
-
-async def test_a_stalled_connection_is_used_again(
-    redis_server: Server, client: aioredis.Redis, caplog: pytest.LogCaptureFixture
-) -> None:
-    """After a stall of 0.3 s the same connection decides everything again."""
-    with distant(redis_server.port, 0.08) as proxy:
-        async with aioredis.Redis(port=proxy.port) as far:
-            limiter = Limiter(RedisStorage(far))
-            await decided(limiter, within=3)
-            opened = proxy.connections
-            proxy.stall(0.3)
-            await asyncio.gather(*(limiter.hit("99/s", Subject(user=i)) for i in range(20)))
-            await asyncio.sleep(0.4)
-            found = await asyncio.gather(*(limiter.hit("99/s", Subject(user=i)) for i in range(20)))
-            assert {decision.source for decision in found} == {"redis"}
-            assert proxy.connections == opened
-            await limiter.close()
 
 
 async def test_a_storm(own_server: Server) -> None:

@@ -36,58 +36,21 @@ ANNA = Subject(user=42, chat=42)
 
 
 async def test_every_hit_is_reported_with_its_time() -> None:
-    """Hits that are allowed, refused or without a rule; but not `peek` and a cost of 0."""
+    """Hits that are allowed, refused or without a rule, not `peek` and a cost of 0; a ban once."""
     recorder = Recorder()
     limiter = Limiter(MemoryStorage(), observer=recorder)
     await limiter.peek("1/10s", ANNA)
     await limiter.hit("1/10s", ANNA, cost=0)
     assert recorder.events == []
-    rules = ["1/10s", "1/10s", Rule("1/s", Scope.TOPIC)]
+    rules: list[Any] = ["1/10s", "1/10s", Rule("1/s", Scope.TOPIC)]
     decisions = [await limiter.hit(rule, ANNA) for rule in rules]
     assert [event[1:3] for event in recorder.events] == [(each, ANNA) for each in decisions]
     assert [each.allowed for each in decisions] == [True, False, True]
     assert decisions[2].source == "none"
     assert all(0 < event[3] < 1 for event in recorder.events)
-
-
-async def test_without_an_observer_decisions_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock is read only for observers."""
-
-    def never() -> float:
-        raise AssertionError("read")
-
-    monkeypatch.setattr("bot_ratelimit.limiter.limiter.time.perf_counter", never)
-    assert await Limiter(MemoryStorage()).hit("1/s", ANNA)
-    assert await Limiter(MemoryStorage(), observer=Observer()).hit("1/s", ANNA)
-    with pytest.raises(AssertionError, match="read"):
-        await Limiter(MemoryStorage(), observer=Recorder()).hit("1/s", ANNA)
-
-
-class Broken(Observer):
-    """Raises in every method."""
-
-    def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
-        raise RuntimeError("broken")
-
-    def banned(self, key: str, seconds: float) -> None:
-        raise RuntimeError("broken")
-
-
-async def test_a_failing_observer_is_logged_once(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Decisions and other observers are not affected, and there is one traceback."""
-    recorder = Recorder()
-    limiter = Limiter(MemoryStorage(), observer=[Broken(), recorder])
-    rules = [Rule("1/10s"), Penalty("1/10s", "1m")]
-    allowed = [(await limiter.hit(rules, ANNA)).allowed for _ in range(3)]
-    assert allowed == [True, False, False]
-    assert len(recorder.named("decided")) == 3
-    errors = [r for r in caplog.records if r.levelno == logging.ERROR]
-    assert [(r.getMessage().split(";")[0], r.exc_info is not None) for r in errors] == [
-        ("The observer Broken failed in decided", True),
-        ("The observer Broken failed in banned", True),
-    ]
+    for _ in range(6):
+        await limiter.hit([Rule("1/10s"), Penalty("2/10s", "5m")], ANNA)
+    assert recorder.named("banned") == [("banned", "bot:ratelimit:ban:42", 300.0)]
 
 
 class Raising:
@@ -97,46 +60,25 @@ class Raising:
         raise RuntimeError("broken")
 
 
-class Mixed(Raising, Observer):
-    """Has its method from the other class."""
-
-
-class Counting(Observer):
-    """Counts decisions."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
-        self.seconds.append(seconds)
-
-
-class Derived(Counting):
-    """Hands on by name, and has a method without an instance."""
-
-    def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
-        super().decided(decision, subject, seconds=seconds)
+class Broken(Raising, Observer):
+    """Raises in a method of the other class, and in a static one."""
 
     @staticmethod
     def banned(key: str, seconds: float) -> None:
-        bans.append(key)
+        raise RuntimeError("broken")
 
 
-bans: list[str] = []
-
-
-async def test_methods_are_safe_and_called_wherever_they_come_from(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """A method of a class that is mixed in, a call of the method above, and a static method."""
-    derived = Derived()
-    limiter = Limiter(MemoryStorage(), observer=[Mixed(), derived])
+async def test_a_failing_observer_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Wherever its methods come from, decisions and other observers go on; one traceback each."""
+    recorder = Recorder()
+    limiter = Limiter(MemoryStorage(), observer=[Broken(), recorder])
     rules = [Rule("1/10s"), Penalty("1/10s", "1m")]
     assert [(await limiter.hit(rules, ANNA)).allowed for _ in range(3)] == [True, False, False]
-    assert len(derived.seconds) == 3
-    assert len(bans) == 1
-    assert [text.split(";")[0] for text in caplog.messages if "observer" in text] == [
-        "The observer Mixed failed in decided"
+    assert len(recorder.named("decided")) == 3
+    errors = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert [(r.getMessage().split(";")[0], r.exc_info is not None) for r in errors] == [
+        ("The observer Broken failed in decided", True),
+        ("The observer Broken failed in banned", True),
     ]
 
 
@@ -152,18 +94,13 @@ async def test_an_observer_given_twice_is_told_once() -> None:
 
 @pytest.mark.parametrize("wrong", [Observer, object(), "log", [LogObserver]])
 def test_a_wrong_observer_is_an_error(wrong: Any) -> None:
-    """The error names what was given and what to pass."""
+    """The error names what was given; an attribute that hides a method is one, too."""
     with pytest.raises(ConfigError, match=r"observer=\w+: expected an Observer; "):
         Limiter(MemoryStorage(), observer=wrong)
-
-
-@pytest.mark.parametrize("attribute", [False, print])
-def test_an_attribute_that_hides_a_method_is_an_error(attribute: Any) -> None:
-    """It would be called in place of the method, and its error would reach who asks for a hit."""
-    observer: Any = Counting()
-    observer.closed = attribute
-    with pytest.raises(ConfigError, match=r"observer=Counting: the attribute 'closed' hides"):
-        Limiter(MemoryStorage(), observer=observer)
+    hiding: Any = Recorder()
+    hiding.closed = print
+    with pytest.raises(ConfigError, match=r"observer=Recorder: the attribute 'closed' hides"):
+        Limiter(MemoryStorage(), observer=hiding)
 
 
 @table("event", sorted(EVENTS))
@@ -176,28 +113,22 @@ def test_every_event_reaches_every_observer(event: str) -> None:
     assert recorder.events == other.events == [(event, *parameters)]
 
 
-async def test_a_ban_is_reported_once() -> None:
-    """The hit that causes the ban reports its key and length; further hits do not."""
-    recorder = Recorder()
-    limiter = Limiter(MemoryStorage(), observer=recorder)
-    rules = [Rule("1/10s"), Penalty("2/10s", "5m")]
-    for _ in range(6):
-        await limiter.hit(rules, ANNA)
-    assert recorder.named("banned") == [("banned", "bot:ratelimit:ban:42", 300.0)]
-
-
 async def test_begin_and_end_of_an_outage_are_reported() -> None:
-    """Failures, open circuit and recovery come in order, with their server."""
+    """Failures, open circuit and recovery come in order; a single failure is no outage."""
     clock, storage, recorder = Clock(), FlakyStorage(), Recorder()
     limiter = Limiter(storage, clock=clock, observer=recorder)
-    storage.fail(StorageError("gone", kind="refused"))
-    for _ in range(5):
+    late, fault = StorageError("late", kind="timeout"), ConfigError("foreign")
+    for error, times in ((late, 1), (fault, 1), (StorageError("gone", kind="refused"), 5)):
+        storage.fail(error)
+        for _ in range(times):
+            await limiter.hit("9/s", ANNA)
+        clock.move(2.5)
+        storage.heal()
         await limiter.hit("9/s", ANNA)
-    clock.move(2.5)
-    storage.heal()
-    await limiter.hit("9/s", ANNA)
     told = [event for event in recorder.events if event[0] != "decided"]
     assert told == [
+        ("storage_failed", "memory", "timeout"),
+        ("storage_failed", "memory", fault.kind),
         *[("storage_failed", "memory", "refused")] * 3,
         ("breaker_changed", "memory", True),
         ("outage_began", "memory", "refused"),
@@ -205,20 +136,7 @@ async def test_begin_and_end_of_an_outage_are_reported() -> None:
         ("outage_ended", "memory", 2.5),
     ]
     sources = [event[1].source for event in recorder.named("decided")]
-    assert sources == ["policy"] * 5 + ["memory"]
-
-
-async def test_a_single_failure_is_not_an_outage() -> None:
-    """A time-out or a fault is reported with its kind; no outage begins or ends."""
-    for error in (StorageError("late", kind="timeout"), ConfigError("foreign")):
-        storage, recorder = FlakyStorage(), Recorder()
-        limiter = Limiter(storage, observer=recorder)
-        storage.fail(error)
-        await limiter.hit("9/s", ANNA)
-        storage.heal()
-        await limiter.hit("9/s", ANNA)
-        told = [event for event in recorder.events if event[0] != "decided"]
-        assert told == [("storage_failed", "memory", error.kind)]
+    assert sources == ["policy", "memory"] * 2 + ["policy"] * 5 + ["memory"]
 
 
 async def test_connections_and_batches_are_reported(own_server: Server) -> None:
@@ -265,15 +183,20 @@ async def test_two_limiters_on_one_storage_report_a_batch_once(client: aioredis.
 
 
 async def test_a_wait_is_one_decision() -> None:
-    """However often `acquire` asks, one decision is reported, with its wait."""
+    """However often `acquire` asks, one decision is reported, with its wait; a refusal too."""
     recorder = Recorder()
     limiter = Limiter(MemoryStorage(), observer=recorder)
-    await limiter.hit("1/50ms", ANNA)
-    decision = await limiter.acquire("1/50ms", ANNA)
+    rules = ["9/h", Rule("1/50ms", name="ai")]
+    await limiter.hit(rules, ANNA)
+    decision = await limiter.acquire(rules, ANNA)
     assert decision.waited > 0.02
-    told = [(name, values[0].allowed) for name, *values in recorder.named("decided", "waited")]
-    assert told == [("decided", True), ("decided", True), ("waited", True)]
-    assert recorder.named("waited")[0][3] == decision.waited
+    assert recorder.named("waited") == [("waited", decision, ANNA, decision.waited)]
+    rules = ["9/h", Rule("1/h", name="report")]
+    await limiter.hit(rules, ANNA)
+    refused = await limiter.acquire(rules, ANNA, timeout=0.1)
+    assert (refused.source, refused.rule.name) == ("memory", "report")  # not by the policy
+    told = [event[1].allowed for event in recorder.named("decided")]
+    assert told == [True, True, True, False]
     await limiter.close()
 
 
@@ -300,77 +223,42 @@ async def test_slots_in_use_are_reported() -> None:
     await limiter.close()
 
 
-async def test_a_wait_that_is_too_long_is_refused_by_the_limit() -> None:
-    """The refusal is by the right rule, not by the policy."""
-    recorder = Recorder()
-    limiter = Limiter(MemoryStorage(), observer=recorder)
-    rules = ["9/h", Rule("1/h", name="report")]
-    await limiter.acquire(rules, Subject(42))
-    decision = await limiter.acquire(rules, Subject(42), timeout=0.1)
-    assert (decision.allowed, decision.source, decision.rule.name) == (False, "memory", "report")
-    assert [event[1].source for event in recorder.named("decided")] == ["memory", "memory"]
+async def test_the_log_has_refusals_and_a_summary(caplog: pytest.LogCaptureFixture) -> None:
+    """Each refusal is a line at DEBUG; summaries count by rule, if anything happened, and the last
+    one at the end is not lost."""
+    caplog.set_level(logging.DEBUG, "bot_ratelimit")
+    storage = FlakyStorage(MemoryStorage(clock=Clock()))
+    limiter = Limiter(storage, observer=LogObserver(every=0.05))
+    for rule in ("1/10s", Rule("2/10s", name="ai")):
+        for _ in range(3):
+            await limiter.hit(rule, ANNA)
+    line = "Refused by '1/10s per user' for 10 s: user 42, chat 42 (memory)"
+    assert caplog.messages[:2] == [line] * 2
+    assert {record.levelno for record in caplog.records} == {logging.DEBUG}
+    caplog.set_level(logging.INFO, "bot_ratelimit")
+    caplog.clear()
+    await asyncio.sleep(0.2)
+    assert caplog.messages == ["Last 0.05 s: 3 allowed, 3 refused (user: 2, ai: 1)"]
+    await limiter.close()
+    assert len(caplog.messages) == 1
+    storage.fail()
+    limiter = Limiter(storage, observer=LogObserver())
+    await limiter.hit("1/10s", ANNA)
+    await limiter.close()
+    last, _, counts = caplog.messages[-1].partition(": ")
+    assert counts == "1 allowed, 0 refused; 1 of these without the storage"
+    assert float(last.removeprefix("Last ").removesuffix(" s")) < 30
 
 
-class TestLogObserver:
-    async def test_refusals_are_logged_at_debug(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A refusal is one line with the rule, the wait and the subject."""
-        caplog.set_level(logging.DEBUG, "bot_ratelimit")
-        limiter = Limiter(MemoryStorage(clock=Clock()), observer=LogObserver())
-        await limiter.hit("1/10s", ANNA)
-        await limiter.hit("1/10s", ANNA)
-        assert [r.getMessage() for r in caplog.records] == [
-            "Refused by '1/10s per user' for 10 s: user 42, chat 42 (memory)"
-        ]
-        assert caplog.records[0].levelno == logging.DEBUG
+def test_another_event_loop_logs_too(caplog: pytest.LogCaptureFixture) -> None:
+    """After an `asyncio.run` that ended without `close`, the next one logs its summaries."""
+    caplog.set_level(logging.INFO, "bot_ratelimit")
+    limiter = Limiter(MemoryStorage(), observer=LogObserver(every=0.05))
 
-    async def test_a_summary_counts_by_rule(self, caplog: pytest.LogCaptureFixture) -> None:
-        """The summary says how many hits were allowed and refused, and by which rule."""
-        caplog.set_level(logging.INFO, "bot_ratelimit")
-        limiter = Limiter(MemoryStorage(), observer=LogObserver(every=0.02))
-        for rule in ("1/10s", Rule("2/10s", name="ai")):
-            for _ in range(3):
-                await limiter.hit(rule, ANNA)
-        assert caplog.records == []
-        await asyncio.sleep(0.06)
-        assert [r.getMessage() for r in caplog.records] == [
-            "Last 0.02 s: 3 allowed, 3 refused (user: 2, ai: 1)"
-        ]
+    async def second() -> None:
+        await limiter.hit("5/d", ANNA)
+        await asyncio.sleep(0.2)
 
-    def test_another_event_loop_logs_too(self, caplog: pytest.LogCaptureFixture) -> None:
-        """After an `asyncio.run` that ended without `close`, the next one logs its summaries."""
-        caplog.set_level(logging.INFO, "bot_ratelimit")
-        limiter = Limiter(MemoryStorage(), observer=LogObserver(every=0.05))
-
-        async def second() -> None:
-            await limiter.hit("5/d", Subject(user=42))
-            await asyncio.sleep(0.2)
-
-        asyncio.run(limiter.hit("5/d", Subject(user=42)))
-        asyncio.run(second())
-        assert "2 allowed" in caplog.text
-
-    async def test_an_idle_bot_logs_no_summary(self, caplog: pytest.LogCaptureFixture) -> None:
-        """Without decisions there is no summary."""
-        caplog.set_level(logging.INFO, "bot_ratelimit")
-        observer = LogObserver(every=0.01)
-        limiter = Limiter(MemoryStorage(), observer=observer)
-        await limiter.hit("1/10s", ANNA)
-        await asyncio.sleep(0.06)
-        observer.summarize()
-        assert len(caplog.records) == 1
-
-    async def test_the_last_summary_is_logged_at_the_end(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """Counts are not lost at close; the seconds are real, and the policy's answers named."""
-        caplog.set_level(logging.INFO, "bot_ratelimit")
-        storage = FlakyStorage()
-        limiter = Limiter(storage, observer=LogObserver())
-        storage.fail()
-        await limiter.hit("1/10s", ANNA)
-        caplog.clear()
-        await limiter.close()
-        (summary,) = [record.getMessage() for record in caplog.records]
-        last, _, counts = summary.partition(": ")
-        assert counts == "1 allowed, 0 refused; 1 of these without the storage"
-        assert float(last.removeprefix("Last ").removesuffix(" s")) < 30
+    asyncio.run(limiter.hit("5/d", ANNA))
+    asyncio.run(second())
+    assert "2 allowed" in caplog.text

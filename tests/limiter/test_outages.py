@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import monotonic
@@ -18,7 +17,6 @@ from bot_ratelimit.testing import Clock
 from tests.benches import TIMEOUT, Pauses
 from tests.servers import Server, black_hole, free_port
 
-FAILED = "Redis rate limit check failed: "
 SLACK = 0.2
 """Seconds that a busy machine may add to a deadline, beside the pauses that it makes."""
 
@@ -128,55 +126,3 @@ async def test_two_hundred_updates_while_redis_hangs(own_server: Server, togethe
         limiter.timeout = TIMEOUT
         decisions = [(await timed(limiter, 8))[0] for _ in range(4)]
     assert [decision.allowed for decision in decisions] == [True, True, True, False]
-
-
-@asynccontextmanager
-async def hung_later(server: Server) -> AsyncIterator[tuple[aioredis.Redis, Limiter, Clock]]:
-    """A server that hangs after its first decision."""
-    async with aioredis.Redis(port=server.port) as client:
-        clock = Clock()
-        limiter = Limiter(RedisStorage(client), timeout=TIMEOUT, clock=clock)
-        assert (await timed(limiter, 0))[0].source == "redis"
-        limiter.timeout = 0.05
-        server.hang()
-        yield client, limiter, clock
-        await limiter.close()
-
-
-async def test_the_log_has_changes_and_not_updates(
-    own_server: Server, caplog: pytest.LogCaptureFixture
-) -> None:
-    """One line for the outage, and one for its end."""
-    async with hung_later(own_server) as (client, limiter, clock):
-        with caplog.at_level(logging.INFO, "bot_ratelimit"):
-            for _ in range(50):
-                await asyncio.gather(*(timed(limiter, user) for user in range(4)))
-                clock.move(0.25)
-            lines = [(record.levelname, record.getMessage()) for record in caplog.records]
-            own_server.resume()
-            await client.ping()
-            limiter.timeout = 1
-            await decided_again(limiter, clock)
-            await asyncio.gather(*(timed(limiter, user) for user in range(50)))
-    assert [level for level, _ in lines] == ["ERROR"]
-    server = f"localhost:{own_server.port}"
-    assert all(text.startswith(f"{FAILED}no answer from {server} within") for _, text in lines)
-    assert all("on_error='allow'" in text for _, text in lines)
-    (back,) = [m for m in caplog.messages[len(lines) :] if "is alive, but took" not in m]
-    assert "Redis answers again after " in back
-
-
-async def test_a_cancelled_probe_leaves_its_place_to_the_next(own_server: Server) -> None:
-    """If the probe is cancelled, the next hit is the probe."""
-    async with hung_later(own_server) as (_, limiter, clock):
-        for _ in range(5):
-            await timed(limiter, 7)
-        clock.move(LONGEST_PAUSE)
-        limiter.timeout = 5
-        probe = asyncio.create_task(timed(limiter, 7))
-        await asyncio.sleep(0.01)
-        assert (await timed(limiter, 7))[0].source == "policy"
-        probe.cancel()
-        await asyncio.wait([probe])
-        own_server.resume()
-        assert (await timed(limiter, 7))[0].source == "redis"

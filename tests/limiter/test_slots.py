@@ -131,9 +131,12 @@ async def test_a_lease_is_renewed_while_the_block_runs(limiter: Limiter, other: 
         assert not slot.lost
 
 
-async def test_waiters_are_served_in_order(limiter: Limiter) -> None:
-    """Within a process, waiters get slots in order as soon as they are free."""
-    order: list[int] = []
+async def test_waiters_are_served_in_order(limiter: Limiter, other: Limiter) -> None:
+    """Waiters of a process get slots in order, without those that gave up or were cancelled.
+
+    A slot that another instance releases is found within a moment.
+    """
+    order, loop = list[int](), asyncio.get_running_loop()
 
     async def work(number: int) -> None:
         async with limiter.slot(ONE, ANNA, timeout=20) as slot:
@@ -141,25 +144,46 @@ async def test_waiters_are_served_in_order(limiter: Limiter) -> None:
             order.append(number)
             await asyncio.sleep(0)
 
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(10):
-            tasks.create_task(work(number))
-    assert order == [*range(10)]
-
-
-async def test_waiting_ends_with_the_timeout(limiter: Limiter) -> None:
-    """A waiter is refused after its time-out, and the next one moves up."""
-    loop = asyncio.get_running_loop()
     async with limiter.slot(ONE, ANNA):
         began = loop.time()
-        async with limiter.slot(ONE, ANNA, timeout=0.12) as refused:
-            assert not refused.allowed
+        assert not await waiter(limiter, 0.12)
         assert 0.1 < loop.time() - began < 2
-        waiting = waiter(limiter, 60)
+        first, *tasks = [asyncio.create_task(work(number)) for number in range(10)]
         await asyncio.sleep(0.02)
         assert not await taken(limiter)  # no place before those who wait
-    slot = await waiting
-    assert slot.allowed
+        first.cancel()
+    await asyncio.gather(*tasks)
+    assert order == [*range(1, 10)]
+    async with limiter.slot(ONE, ANNA):
+        waiting = waiter(other, 20)
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+    async with asyncio.timeout(2):
+        assert await waiting
+
+
+async def test_shutdown_leaves_no_slot_taken(client: aioredis.Redis) -> None:
+    """A release is finished before the limiter is closed; a block may also outlive its limiter."""
+    limiter, other = Limiter(RedisStorage(client), timeout=5), Limiter(RedisStorage(client))
+    begun, ends = asyncio.Event(), asyncio.Event()
+
+    async def block() -> None:
+        async with limiter.slot(ONE, ANNA):
+            begun.set()
+            await ends.wait()
+
+    running = asyncio.create_task(block())
+    await begun.wait()
+    ends.set()
+    await asyncio.sleep(0)  # the block ends, and its release begins
+    await limiter.close()
+    assert await asyncio.gather(running, return_exceptions=True) == [None]
+    assert await taken(other)
+    async with limiter.slot(ONE, ANNA):
+        await limiter.close()
+    assert await taken(other)
+    await limiter.close()
+    await other.close()
 
 
 async def test_closing_refuses_those_who_wait(bench: Bench) -> None:
@@ -173,64 +197,6 @@ async def test_closing_refuses_those_who_wait(bench: Bench) -> None:
         async with asyncio.timeout(5):
             slots = await asyncio.gather(*waiting)
         assert [(slot.allowed, slot.source) for slot in slots] == [(False, "policy")] * 3
-
-
-async def test_a_release_is_finished_before_the_limiter_is_closed(client: aioredis.Redis) -> None:
-    """Shutdown leaves no slot taken, and does not cancel a block that has just ended."""
-    limiter, other = Limiter(RedisStorage(client), timeout=5), Limiter(RedisStorage(client))
-    begun, ends = asyncio.Event(), asyncio.Event()
-
-    async def block() -> None:
-        async with limiter.slot(ONE, ANNA):
-            begun.set()
-            await ends.wait()
-
-    running = asyncio.create_task(block())
-    await begun.wait()
-    ends.set()
-    await asyncio.sleep(0)  # the block ends, and its release begins
-    assert limiter._slots is not None
-    assert limiter._slots._releases
-    await limiter.close()
-    assert await asyncio.gather(running, return_exceptions=True) == [None]
-    assert await taken(other)
-    await other.close()
-
-
-async def test_a_slot_is_released_after_its_limiter_was_closed(client: aioredis.Redis) -> None:
-    """A block may outlive its limiter: its slot becomes free."""
-    limiter, other = Limiter(RedisStorage(client), timeout=5), Limiter(RedisStorage(client))
-    async with limiter.slot(ONE, ANNA):
-        await limiter.close()
-    assert await taken(other)
-    await limiter.close()
-    await other.close()
-
-
-async def test_a_cancelled_waiter_delays_nobody(limiter: Limiter) -> None:
-    """A cancelled waiter takes no slot, and the next one gets it."""
-    async with limiter.slot(ONE, ANNA):
-        first = waiter(limiter, 60)
-        await asyncio.sleep(0.02)
-        second = waiter(limiter, 60)
-        await asyncio.sleep(0.02)
-        first.cancel()
-        await asyncio.wait([first])
-    slot = await second
-    assert slot.allowed
-
-
-async def test_a_slot_released_by_another_instance_is_found(
-    limiter: Limiter, other: Limiter
-) -> None:
-    """A slot that is released elsewhere is found within a moment."""
-    async with limiter.slot(ONE, ANNA):
-        waiting = waiter(other, 20)
-        await asyncio.sleep(0.05)
-        assert not waiting.done()
-    async with asyncio.timeout(2):
-        slot = await waiting
-    assert slot.allowed
 
 
 async def test_waiters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,28 +248,20 @@ async def test_a_blocked_loop_loses_its_slot() -> None:
 async def test_an_outage_is_answered_by_the_policy(
     on_error: Any, allowed: bool, source: str
 ) -> None:
-    """A slot is granted, refused, or kept by this process, according to `on_error`."""
+    """Also those who wait get a slot, a refusal, or a slot of this process, as `on_error` says."""
     storage = FlakyStorage()
     limiter = Limiter(storage, on_error=on_error)
-    storage.fail()
-    async with limiter.slot(ONE, ANNA) as slot:
-        assert (slot.allowed, slot.source) == (allowed, source)
-        assert (await taken(limiter)).allowed is (on_error == "allow")
-    assert (await taken(limiter)).allowed is allowed
-    await limiter.close()
-
-
-async def test_an_outage_ends_the_waiting() -> None:
-    """Waiters get the answer of the policy when the storage fails, before their time-out."""
-    storage = FlakyStorage()
-    limiter = Limiter(storage, on_error="deny")
     async with limiter.slot(ONE, ANNA):
-        waiting = waiter(limiter, 60)
+        context = limiter.slot(ONE, ANNA, timeout=60)
+        waiting = asyncio.create_task(context.__aenter__())
         await asyncio.sleep(0.01)
         storage.fail()
         async with asyncio.timeout(2):
             slot = await waiting
-        assert (slot.allowed, slot.source) == (False, "policy")
+        assert (slot.allowed, slot.source) == (allowed, source)
+        assert (await taken(limiter)).allowed is (on_error == "allow")
+        await context.__aexit__(None, None, None)
+    assert (await taken(limiter)).allowed is allowed
     await limiter.close()
 
 

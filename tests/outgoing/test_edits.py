@@ -22,7 +22,10 @@ def edit(text: str, message: int = 1, chat: int = 7) -> EditMessageText:
 
 @virtual
 async def test_a_stream_of_edits_ends_with_its_last_text() -> None:
-    """50 edits in 5 seconds: as many requests as the budget allows, and the last text is shown."""
+    """50 edits in 5 seconds: as many requests as the budget allows, and the last text is shown.
+
+    With `merge_edits=False` every edit is sent.
+    """
     telegram = Telegram()
     bot, _ = paced(telegram, per_chat="1/s burst 1")
     tasks = []
@@ -33,6 +36,10 @@ async def test_a_stream_of_edits_ends_with_its_last_text() -> None:
     assert 6 <= len(telegram.log) <= 7
     assert telegram.texts()[-1] == "49"
     assert telegram.log[-1][0] - 1_000 < 6.2
+    telegram = Telegram()
+    bot, _ = paced(telegram, merge_edits=False)
+    await asyncio.gather(*(bot(edit(str(i))) for i in range(8)))
+    assert telegram.texts() == [str(i) for i in range(8)]
 
 
 @virtual
@@ -51,39 +58,31 @@ async def test_replaced_edits_get_the_result_of_the_sent_one() -> None:
 
 @virtual
 async def test_only_the_same_edit_of_the_same_message_is_replaced() -> None:
-    """Edits of other messages, chats and kinds keep their places and their order."""
+    """Edits of other messages, chats and kinds keep their places and their order.
+
+    Ephemeral messages for three users with one id are three messages.
+    """
     telegram = Telegram()
     bot, _ = paced(telegram, per_chat="1/s burst 1")
     await bot.send_message(7, "x")
     markup = EditMessageReplyMarkup(chat_id=7, message_id=1)
-    await asyncio.gather(
-        *(bot(each) for each in (edit("a"), edit("b", 2), edit("c"), markup, edit("d"), edit("e")))
-    )
+    edits: list[Any] = [edit("a"), edit("b", 2), edit("c"), markup, edit("d"), edit("e")]
+    await asyncio.gather(*map(bot, edits))
     assert telegram.texts() == ["x", "c", "b", "editMessageReplyMarkup", "e"]
-
-
-@pytest.mark.skipif(
-    not hasattr(methods, "EditEphemeralMessageText"), reason="ephemeral messages need a new aiogram"
-)
-@virtual
-async def test_ephemeral_messages_belong_to_their_receivers() -> None:
-    """Messages for three users with one id are three messages: each gets its own text."""
-    telegram = Telegram()
-    bot, _ = paced(telegram, per_chat="1/s burst 1")
-    await bot.send_message(7, "x")
-    ephemeral = methods.EditEphemeralMessageText
-    edits = [
-        ephemeral(chat_id=7, receiver_user_id=user, ephemeral_message_id=1, text=f"{user} {i}")
-        for i in range(2)
-        for user in (1, 2, 3)
-    ]
-    await asyncio.gather(*(bot(each) for each in edits))
-    assert telegram.texts() == ["x", "1 1", "2 1", "3 1"]
+    if hasattr(methods, "EditEphemeralMessageText"):  # of a new aiogram
+        of = {"chat_id": 7, "ephemeral_message_id": 1}
+        edits = [
+            methods.EditEphemeralMessageText(**of, receiver_user_id=user, text=f"{user} {i}")
+            for i in range(2)
+            for user in (1, 2, 3)
+        ]
+        await asyncio.gather(*map(bot, edits))
+        assert telegram.texts()[5:] == ["1 1", "2 1", "3 1"]
 
 
 @virtual
-async def test_a_replaced_edit_uses_up_no_patience() -> None:
-    """The newest edit has all its retries, and its own `waiting_up_to`."""
+async def test_after_a_429_the_newest_edit_is_sent() -> None:
+    """It is sent in place of the refused one, has all its retries, and its own `waiting_up_to`."""
     telegram = Telegram()
     telegram.errors = [too_many(1), too_many(1), too_many(37)]
     bot, _ = paced(telegram, retries=2)
@@ -93,15 +92,7 @@ async def test_a_replaced_edit_uses_up_no_patience() -> None:
         new = asyncio.create_task(bot(edit("new")))
     assert await new is await old
     assert telegram.texts() == ["new"]
-
-
-@virtual
-async def test_merging_can_be_switched_off() -> None:
-    """With `merge_edits=False` every edit is sent."""
-    telegram = Telegram()
-    bot, _ = paced(telegram, merge_edits=False)
-    await asyncio.gather(*(bot(edit(str(i))) for i in range(8)))
-    assert telegram.texts() == [str(i) for i in range(8)]
+    assert 39 <= now() - 1_000 < 39.5
 
 
 @virtual
@@ -125,20 +116,6 @@ async def test_an_edit_survives_the_cancellation_of_its_caller() -> None:
     assert telegram.texts() == ["x", "2"]
     await bot.send_message(7, "y")
     assert telegram.times() == pytest.approx([0, 1, 2], abs=0.1)
-
-
-@virtual
-async def test_after_a_429_the_newest_edit_is_sent() -> None:
-    """After a 429 the newest text is sent, not the refused one."""
-    telegram = Telegram()
-    telegram.errors = [too_many(3)]
-    bot, _ = paced(telegram)
-    task = asyncio.create_task(bot(edit("old")))
-    await asyncio.sleep(1)
-    began = now()
-    await asyncio.gather(task, bot(edit("new")))
-    assert telegram.texts() == ["new"]
-    assert 2 <= now() - began < 2.5
 
 
 @virtual
@@ -167,23 +144,24 @@ async def test_a_cancellation_at_the_moment_of_the_answer() -> None:
 
 @virtual
 async def test_random_cancellations_leave_nothing_behind() -> None:
-    """However callers of edits come and go, the others are answered, and no chat is stuck."""
+    """However callers come and go, no request is lost or sent twice, and no chat is stuck."""
     random.seed(7)
     telegram = Telegram(latency=lambda: random.choice([0.01, 0.2, 2.0]))
     bot, _ = paced(telegram, per_chat="5/s burst 2", retries=99)
     tasks = []
     for i in range(150):
-        method = edit(f"{i}", i % 2) if i % 3 else SendMessage(chat_id=7, text=f"m{i}")
+        method = edit(f"{i}", i % 2) if i % 3 else SendMessage(chat_id=7, text=f"{i}m")
         tasks.append(asyncio.create_task(bot(method)))
-        if i % 3 and i % 2:
+        if i % 2:
             asyncio.get_running_loop().call_later(random.uniform(0, 8), tasks[-1].cancel)
         if not i % 10:
             telegram.errors.append(too_many(1))
             await asyncio.sleep(random.uniform(0, 1))
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert {type(each).__name__ for each in outcomes} == {"Message", "CancelledError"}
-    messages = [text for text in telegram.texts() if text.startswith("m")]
-    assert messages == [f"m{i}" for i in range(0, 150, 3)]
+    numbers = [int(text[:-1]) for text in telegram.texts() if text[-1] == "m"]
+    assert numbers == sorted(set(numbers))
+    assert {i for i in range(0, 150, 3) if not isinstance(outcomes[i], BaseException)} <= {*numbers}
     await asyncio.sleep(20)
     telegram.latency = lambda: 0.01
     began = now()

@@ -41,7 +41,8 @@ async def test_each_request_is_reported_with_outcome_and_wait() -> None:
 
 @virtual
 async def test_waits_and_waiting_requests_are_reported() -> None:
-    """Observers get the delay of a request and the number of waiting requests."""
+    """Observers get the delay of a request and the number of those that wait, without actions and
+    what is in progress."""
     telegram, recorder = Telegram(), Recorder()
     bot, _ = paced(telegram, observer=recorder, per_chat="1/10s")
     await asyncio.gather(*(bot.send_message(7, f"{i}") for i in range(3)))
@@ -49,16 +50,11 @@ async def test_waits_and_waiting_requests_are_reported() -> None:
     assert waits == pytest.approx([0, 10, 20], abs=0.2)
     assert max(count for _, count in recorder.named("queued")) >= 2
     assert recorder.named("queued")[-1] == ("queued", 0)
-
-
-@virtual
-async def test_requests_in_progress_do_not_count_as_waiting() -> None:
-    """Neither a request in progress nor a chat action counts as waiting."""
-    telegram, recorder = Telegram(latency=9), Recorder()
-    bot, _ = paced(telegram, observer=recorder)
-    actions = [asyncio.create_task(bot.send_chat_action(7, "typing")) for _ in range(5)]
+    recorder.events.clear()
+    telegram.latency = lambda: 9.0
+    actions = [asyncio.create_task(bot.send_chat_action(8, "typing")) for _ in range(5)]
     await asyncio.sleep(1)
-    upload = asyncio.create_task(bot.send_message(7, "a long upload"))
+    upload = asyncio.create_task(bot.send_message(8, "a long upload"))
     await asyncio.sleep(1)
     assert recorder.named("queued") == [("queued", 1), ("queued", 0)]
     await asyncio.gather(upload, *actions)
@@ -66,10 +62,23 @@ async def test_requests_in_progress_do_not_count_as_waiting() -> None:
 
 
 @virtual
-async def test_a_429_that_is_not_raised_is_reported_too() -> None:
-    """For example a dropped chat action, or a caller that gives up during the wait."""
+async def test_every_429_is_reported() -> None:
+    """Also of a method that is not paced or must not wait, of a dropped chat action, and of a
+    request whose caller gives up during the wait."""
     telegram, recorder = Telegram(), Recorder()
-    bot, _ = paced(telegram, observer=recorder)
+    bot, _ = paced(telegram, observer=recorder, retries=1)
+    for seconds, call in (
+        ((3, 4), bot.delete_message(7, 1)),
+        ((5,), bot.get_me()),
+        ((6, 7), bot.edit_message_text("in no chat")),
+    ):
+        telegram.errors = [too_many(each) for each in seconds]
+        with pytest.raises(TelegramRetryAfter):
+            await call
+    assert recorder.named("flood_waited") == [
+        ("flood_waited", "method", seconds) for seconds in (3.0, 4.0, 5.0, 6.0, 7.0)
+    ]
+    recorder.events.clear()
     telegram.errors = [too_many(3)]
     assert await bot.send_chat_action(7, "typing")
     telegram.errors = [too_many(8)]
@@ -79,22 +88,3 @@ async def test_a_429_that_is_not_raised_is_reported_too() -> None:
     await asyncio.gather(sending, return_exceptions=True)
     told = recorder.named("request_done")
     assert [outcome for _, _, outcome, _ in told] == ["flooded", "flooded"]
-
-
-@virtual
-async def test_a_429_to_what_takes_no_place_is_told() -> None:
-    """Every 429 is reported, also of a method that is not paced or must not wait."""
-    telegram, recorder = Telegram(), Recorder()
-    bot, _ = paced(telegram, observer=recorder, retries=1)
-    telegram.errors = [too_many(3), too_many(4)]
-    with pytest.raises(TelegramRetryAfter):
-        await bot.delete_message(7, 1)
-    telegram.errors = [too_many(5)]
-    with pytest.raises(TelegramRetryAfter):
-        await bot.get_me()
-    telegram.errors = [too_many(6), too_many(7)]
-    with pytest.raises(TelegramRetryAfter):
-        await bot.edit_message_text("in no chat")
-    assert recorder.named("flood_waited") == [
-        ("flood_waited", "method", seconds) for seconds in (3.0, 4.0, 5.0, 6.0, 7.0)
-    ]
