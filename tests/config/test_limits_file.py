@@ -94,6 +94,7 @@ def test_rules_of_a_file_have_scopes_names_and_costs() -> None:
         ("[penalty]\nafter='10/m'\nban='x'", "limits.toml: [penalty] ban='x'"),
         ("[penalty]\nafter='9/m'\nban='1h'\ngrows=1", "[penalty] grows=1: expected true or false"),
         ("[notices]\nen = '{minutes}'", "no placeholder but {wait} and {seconds}, for example"),
+        ("[notices]\nen = '{wait:999999999}'", "[notices] en: the text of a notice"),
         ("[notices]\npt_BR = 'Espere'", "[notices] the language of a notice 'pt_BR': expected"),
         ("[outgoing]\nper_chat = '5'", "limits.toml: [outgoing] per_chat: '5'"),
         ("[outgoing]\nmax_wait = nan", "[outgoing] max_wait=nan: expected a number from 0 up"),

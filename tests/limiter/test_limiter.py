@@ -65,7 +65,7 @@ async def test_the_worked_example_of_decision(limiter: Limiter, clock: Clock) ->
 SLOW, FAST, WIDE = Rule("1/m", name="slow"), Rule("1/s", name="fast"), Rule("9/s", name="wide")
 
 
-@pytest.mark.parametrize(
+@table(
     ("rules", "before", "speaks", "retry_after"),
     [
         ([FAST, SLOW], 1, SLOW, 60.0),
@@ -78,10 +78,10 @@ SLOW, FAST, WIDE = Rule("1/m", name="slow"), Rule("1/s", name="fast"), Rule("9/s
     ],
 )
 async def test_the_decision_is_of_the_rule_that_matters(
-    limiter: Limiter, rules: list[Rule], before: int, speaks: Rule, retry_after: float
+    rules: list[Rule], before: int, speaks: Rule, retry_after: float
 ) -> None:
     """It is that of the longest refusal, or else of the rule with the least remaining."""
-    *_, decision = await hits(limiter, rules, before + 1)
+    *_, decision = await hits(Limiter(MemoryStorage(clock=Clock())), rules, before + 1)
     assert (decision.rule, decision.retry_after) == (speaks, retry_after)
 
 
@@ -131,16 +131,6 @@ async def test_a_shadow_rule_refuses_nobody(
     ]
     alone = await hits(limiter, Rule("1/m", shadow=True), 2)
     assert [(*shown(d)[::2], len(d.shadow)) for d in alone] == [(True, 0.0, 0), (True, 0.0, 1)]
-
-
-async def test_a_limit_may_depend_on_the_subject(limiter: Limiter) -> None:
-    """A callable limit returns a limit for each subject, or None for no limit."""
-    rule = Rule(lambda s: {42: "2/m", 43: None}.get(s.user, "1/m"))
-    allowed = {
-        user: [(await limiter.hit(rule, Subject(user))).allowed for _ in range(3)]
-        for user in (42, 43, 44)
-    }
-    assert allowed == {42: [True, True, False], 43: [True] * 3, 44: [True, False, False]}
 
 
 @pytest.mark.parametrize("kind", [list, iter])

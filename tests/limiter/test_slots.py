@@ -30,6 +30,7 @@ from tests.tables import table
 
 ANNA, BORIS = Subject(user=42, chat=-100), Subject(user=43, chat=-100)
 ONE = Concurrency(1, name="report")
+LIMITER = Limiter(MemoryStorage())
 KEY = "bot:ratelimit:slot:report:42"
 
 
@@ -60,43 +61,34 @@ async def test_one_at_a_time_on_all_instances(
             assert (refused.allowed, refused.remaining) == (False, 0)
             assert 29 < refused.retry_after <= 30
             assert refused.source == each.storage.source
+        assert await taken(limiter, BORIS)  # others have slots of their own
+        assert await taken(limiter, ANNA, Concurrency(1))
+        nobody = await taken(limiter, Subject(chat=-100))
+        assert (nobody.allowed, nobody.source) == (True, "none")
     assert isinstance(slot, Decision)
     assert await taken(other)
-    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
-
-
-async def test_as_many_as_there_are_slots(limiter: Limiter, other: Limiter) -> None:
-    """Of three slots three are granted, a fourth is refused; others have slots of their own."""
     three = Concurrency(3, Scope.CHAT)
     async with limiter.slot(three, ANNA) as a, other.slot(three, BORIS) as b:
         async with limiter.slot(three, ANNA) as c:
             assert [a.remaining, b.remaining, c.remaining] == [2, 1, 0]
             assert not await taken(other, slots=three)
         assert await taken(other, slots=three)
-    async with limiter.slot(ONE, ANNA):
-        assert await taken(limiter, BORIS)
-        assert await taken(limiter, ANNA, Concurrency(1))
-        nobody = await taken(limiter, Subject(chat=-100))
-        assert (nobody.allowed, nobody.source) == (True, "none")
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
 async def test_a_slot_is_free_after_an_exception_and_a_cancellation(limiter: Limiter) -> None:
     """However a block ends, the next one can run."""
+
+    async def work() -> None:
+        async with asyncio.timeout(0.2), limiter.slot(ONE, ANNA):
+            await asyncio.sleep(60)
+
     with pytest.raises(RuntimeError):
         async with limiter.slot(ONE, ANNA):
             raise RuntimeError
     assert await taken(limiter)
-    running = asyncio.Event()
-
-    async def work() -> None:
-        async with limiter.slot(ONE, ANNA):
-            running.set()
-            await asyncio.sleep(60)
-
-    task = asyncio.create_task(work())
-    await running.wait()
-    task.cancel()
-    await asyncio.wait([task])
+    with pytest.raises(TimeoutError):
+        await work()
     await asyncio.sleep(0.02)  # the release is on its way
     assert await taken(limiter)
 
@@ -186,30 +178,25 @@ async def test_shutdown_leaves_no_slot_taken(client: aioredis.Redis) -> None:
     await other.close()
 
 
-async def test_closing_refuses_those_who_wait(bench: Bench) -> None:
-    """Callers with `timeout=None` wait without end, but not longer than the limiter lives."""
+async def test_closing_refuses_those_who_wait(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Callers with `timeout=None` wait without end, but not longer than the limiter lives.
+
+    A waiter above the bound is refused at once.
+    """
+    monkeypatch.setattr(slots_module, "MAX_WAITING", 3)
     limiter = Limiter(bench.storage, timeout=5)
     async with limiter.slot(ONE, ANNA):
         waiting = [waiter(limiter, None) for _ in range(3)]
         await asyncio.sleep(0.02)
         assert not any(task.done() for task in waiting)
+        for _ in range(2):
+            assert not await waiter(limiter, 60)
         await limiter.close()
         async with asyncio.timeout(5):
             slots = await asyncio.gather(*waiting)
         assert [(slot.allowed, slot.source) for slot in slots] == [(False, "policy")] * 3
-
-
-async def test_waiters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A waiter above the bound is refused at once."""
-    monkeypatch.setattr(slots_module, "MAX_WAITING", 1)
-    limiter = Limiter(MemoryStorage())
-    async with limiter.slot(ONE, ANNA):
-        waiting = waiter(limiter, 60)
-        await asyncio.sleep(0)
-        for _ in range(2):
-            async with limiter.slot(ONE, ANNA, timeout=60) as refused:
-                assert not refused.allowed
-    assert await waiting
 
 
 @pytest.mark.parametrize("bench", ["redis-server"], indirect=True)
@@ -289,10 +276,10 @@ async def test_an_answer_that_never_came_holds_no_slot(own_server: Server) -> No
         (lambda: Concurrency(1, lease="soon"), "lease='soon': expected seconds"),
         (lambda: Concurrency(1, name="a b"), "name='a b'"),
         (lambda: Rule("1/s", name="slot"), "name='slot': this name is reserved"),
-        (lambda: Limiter(MemoryStorage()).slot(ONE, ANNA, timeout=-1), "timeout=-1: expected"),
-        (lambda: Limiter(MemoryStorage()).slot(ONE, ANNA, timeout=math.inf), "timeout=inf: .*None"),
-        (lambda: Limiter(MemoryStorage()).slot(1, ANNA), "concurrency=1: expected"),  # type: ignore[arg-type]  # what people write
-        (lambda: Limiter(MemoryStorage()).slot(ONE, 42), "subject=42: expected a Subject"),  # type: ignore[arg-type]  # what people write
+        (lambda: LIMITER.slot(ONE, ANNA, timeout=-1), "timeout=-1: expected"),
+        (lambda: LIMITER.slot(ONE, ANNA, timeout=math.inf), "timeout=inf: .*None"),
+        (lambda: LIMITER.slot(1, ANNA), "concurrency=1: expected"),  # type: ignore[arg-type]  # what people write
+        (lambda: LIMITER.slot(ONE, 42), "subject=42: expected a Subject"),  # type: ignore[arg-type]  # what people write
     ],
 )
 def test_invalid_arguments_are_named(make: Any, message: str) -> None:
@@ -301,12 +288,10 @@ def test_invalid_arguments_are_named(make: Any, message: str) -> None:
         make()
 
 
-async def test_a_concurrency_and_its_context_have_one_use(limiter: Limiter) -> None:
+async def test_a_concurrency_and_its_context_have_one_use() -> None:
     """A Concurrency cannot be hit; two blocks with one context would release each other's slot."""
     with pytest.raises(ConfigError, match=r"1 at a time per user 'report'.* does not count hits"):
-        await limiter.hit(ONE, ANNA)
-    context = limiter.slot(ONE, ANNA)
-    async with context:
+        await LIMITER.hit(ONE, ANNA)
+    async with (context := LIMITER.slot(ONE, ANNA)):
         with pytest.raises(ConfigError, match="entered twice"):
-            async with context:
-                pass
+            await context.__aenter__()

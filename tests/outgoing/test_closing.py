@@ -52,25 +52,6 @@ async def test_waiting_requests_end_at_the_shutdown(caplog: pytest.LogCaptureFix
     await asyncio.gather(*(bot.send_message(7, "x") for _ in range(3)))
 
 
-def test_another_event_loop_is_like_the_first() -> None:
-    """In a second `asyncio.run` the shutdown waits for answers, and broadcasts for the budget."""
-    telegram = Telegram(latency=0.2)
-    bot, outgoing = paced(telegram, limiter=Limiter(MemoryStorage()), broadcast="20/s")
-
-    async def run() -> None:
-        async with outgoing.broadcasting():
-            await asyncio.gather(*(bot.send_message(chat, "x") for chat in range(1, 24)))
-        task = asyncio.create_task(bot.send_message(7, "x"))
-        await asyncio.sleep(0.05)
-        await outgoing.close()
-        assert task.done()
-        await outgoing.open()
-
-    asyncio.run(run())
-    asyncio.run(run())
-    assert len(telegram.log) == 48
-
-
 @virtual
 async def test_a_request_that_waits_for_redis_is_not_sent_after_the_shutdown(
     caplog: pytest.LogCaptureFixture,
@@ -131,7 +112,7 @@ async def test_a_late_request_does_not_open_the_session_again() -> None:
 async def test_sigterm_ends_a_bot_with_310_waiting() -> None:
     """A polling bot ends within two seconds of SIGTERM, and logs which chats got nothing."""
     async with BotApi() as api:
-        process = await Forked.start("tests.outgoing.stopping", api.url)
+        process = await Forked.start("tests.outgoing.programs", "stop", api.url)
         await api.called("sendMessage", 31, timeout=PATIENCE)
         await api.called("getMe", timeout=PATIENCE)  # polling has begun: it listens to signals
         began = time.monotonic()

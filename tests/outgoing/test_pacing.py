@@ -1,33 +1,45 @@
-"""Pacing: how fast, in which order, and what waits for what."""
+"""Pacing: how fast, in which order, what waits for what, and what observers are told."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
-from aiogram.exceptions import TelegramRetryAfter
+from aiogram import Bot, Dispatcher
+from aiogram.exceptions import TelegramBadRequest, TelegramRetryAfter
 from aiogram.methods import (
     AnswerCallbackQuery,
     CopyMessages,
     DeleteMessage,
     GetChat,
     SendMediaGroup,
+    SendMessage,
 )
-from aiogram.types import InputMediaPhoto
+from aiogram.types import InputMediaPhoto, Message, Update
 
 from bot_ratelimit import (
     Limiter,
     MemoryStorage,
+    Notices,
     NotSentError,
+    OutgoingLimits,
+    RateLimitMiddleware,
     SendQueueFullError,
     Subject,
     without_waiting,
 )
 from example_bot.demo.floods import FloodControl
+from tests.incoming.support import chat as chat_of
+from tests.incoming.support import message
+from tests.incoming.support import user as user_of
 from tests.recorder import Recorder
 
-from .virtual import Telegram, now, paced, too_many, virtual
+from .virtual import TOKEN, Telegram, now, paced, too_many, virtual, virtual_limiter
 
 GROUP = -100
 
@@ -78,27 +90,20 @@ async def test_a_busy_chat_delays_no_other() -> None:
 
 
 @virtual
-async def test_a_channel_has_a_budget_under_its_name() -> None:
-    """`@Channel` and `@channel` are the same chat, and another channel is another chat."""
-    telegram = Telegram()
-    bot, _ = paced(telegram, per_chat="1/s burst 1")
-    await asyncio.gather(*(bot.send_message(c, "x") for c in ("@News", "@news", "@other", "7", 7)))
-    assert near(telegram.times("@other"), [0])
-    assert near(sorted(telegram.times("@News") + telegram.times("@news")), [0, 0])
-    assert sorted(round(at - telegram.log[0][0], 1) for at, _ in telegram.log) == [0, 0, 0, 1, 1]
-
-
-@virtual
 async def test_only_broadcasts_use_the_broadcast_budget() -> None:
-    """Inside `broadcasting()` 25 are sent per second, while replies are sent at once."""
+    """Inside `broadcasting()` 25 are sent per second, while replies are sent at once.
+
+    With `allow_paid_broadcast` a thousand users are reached within a second.
+    """
     telegram = Telegram()
     bot, outgoing = paced(telegram)
 
-    async def broadcast() -> None:
+    async def broadcast(*users: int, paid: bool | None = None) -> None:
         async with outgoing.broadcasting():
-            await asyncio.gather(*(bot.send_message(i, "news") for i in range(1, 101)))
+            news = (bot.send_message(i, "news", allow_paid_broadcast=paid) for i in users)
+            await asyncio.gather(*news)
 
-    task = asyncio.create_task(broadcast())
+    task = asyncio.create_task(broadcast(*range(1, 101)))
     await asyncio.sleep(1.5)
     began = now()
     await bot.send_message(90, "reply")
@@ -108,16 +113,8 @@ async def test_only_broadcasts_use_the_broadcast_budget() -> None:
     assert times[-1] == pytest.approx(3, abs=0.2)
     for start in times:
         assert sum(start <= at < start + 0.9 for at in times) <= 26
-
-
-@virtual
-async def test_paid_broadcasts_have_a_budget_of_a_thousand() -> None:
-    """With `allow_paid_broadcast` a thousand users are reached within a second."""
-    telegram = Telegram()
-    bot, outgoing = paced(telegram)
-    async with outgoing.broadcasting():
-        paid = (bot.send_message(i, "x", allow_paid_broadcast=True) for i in range(1, 1_011))
-        await asyncio.gather(*paid)
+    telegram.log.clear()
+    await broadcast(*range(1_001, 2_011), paid=True)
     assert near(telegram.times()[999:1_001], [0, 1])
 
 
@@ -205,7 +202,7 @@ async def test_a_reply_passes_a_broadcast_to_the_same_chat() -> None:
 @virtual
 async def test_an_album_costs_its_items() -> None:
     """Ten photos are sent at once, and the chat then waits for all ten permits."""
-    telegram = Telegram(FloodControl(clock=now))
+    telegram = Telegram(floods := FloodControl(clock=now))
     bot, _ = paced(telegram)
     photos = [InputMediaPhoto(media=str(i)) for i in range(10)]
     await asyncio.gather(
@@ -217,7 +214,7 @@ async def test_an_album_costs_its_items() -> None:
         bot.send_message(8, "behind it"),
     )
     assert telegram.times(8) == pytest.approx([0, 16], abs=0.2)
-    assert not telegram.refusals
+    assert floods.refused == 0
 
 
 @virtual
@@ -251,10 +248,11 @@ async def test_a_backlog_is_sent_at_telegrams_limit_without_429(group: bool) -> 
     await asyncio.gather(
         *(bot.send_message(sign * chat, str(i)) for i in range(each) for chat in chats)
     )
-    assert sum(telegram.refusals.values()) == 0
+    assert floods.refused == 0
     ideal = 135.0 if group else each - 5
     assert telegram.times()[-1] <= ideal / 0.95
-    assert all(texts == [str(i) for i in range(each)] for texts in telegram.by_chat().values())
+    for chat in chats:
+        assert telegram.texts(sign * chat) == [str(i) for i in range(each)]
 
 
 @virtual
@@ -270,3 +268,133 @@ async def test_bans_do_not_apply_to_outgoing_requests() -> None:
     assert len(telegram.texts()) == 1
     assert recorder.named("decided") == []
     assert not await limiter.hit("9/m", Subject(user=1, chat=7))
+
+
+def started(bot: Bot, limit: str, answers: bool = True, **options: Any) -> Callable[..., Any]:
+    """A bot with a handler, and how it is fed a message."""
+    dispatcher = Dispatcher()
+    dispatcher.message.middleware(RateLimitMiddleware(limit, limiter=virtual_limiter(), **options))
+
+    @dispatcher.message()
+    async def handle(event: Message) -> None:
+        if answers:
+            await event.answer("answer")
+
+    async def feed(**fields: Any) -> None:
+        content = {"update_id": 1, "message": message("hello", **fields)}
+        update = Update.model_validate(content, context={"bot": bot})
+        await dispatcher.feed_update(bot, update)
+
+    return feed
+
+
+@virtual
+async def test_a_notice_that_would_wait_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    """Without a delay or a log line; the user is notified at a later refusal, once."""
+    caplog.set_level(logging.INFO)
+    telegram = Telegram()
+    feed = started(paced(telegram, per_chat="1/5s burst 1")[0], "1/h")
+    await feed()
+    began = now()
+    await feed()
+    assert now() - began < 0.1
+    assert telegram.texts() == ["answer"]
+    for _ in range(2):
+        await asyncio.sleep(6)
+        await feed()
+    first, told = telegram.texts()
+    assert first == "answer"
+    assert told.startswith("Too many requests")
+    assert "Could not tell a user" not in caplog.text
+
+
+@pytest.mark.parametrize("is_paced", [False, True])
+@virtual
+async def test_a_group_gets_few_notices(is_paced: bool) -> None:
+    """If 20 members of a group send too much, the group gets three notices a minute."""
+    telegram = Telegram()
+    bot = paced(telegram)[0] if is_paced else Bot(TOKEN, telegram)
+    feed = started(bot, "1/h", answers=False, on_limited=Notices(in_groups=True))
+    for notices in (3, 6):
+        for user in [*range(1, 21)] * 2:
+            await feed(**{"from": user_of(user), "chat": chat_of(-100, "group")})
+        assert len(telegram.texts()) == notices
+        await asyncio.sleep(61)
+
+
+@virtual
+async def test_waits_and_waiting_requests_are_reported() -> None:
+    """Observers get the delay of a request and the number of those that wait, without actions and
+    what is in progress."""
+    telegram, recorder = Telegram(), Recorder()
+    bot, _ = paced(telegram, observer=recorder, per_chat="1/10s")
+    await asyncio.gather(*(bot.send_message(7, f"{i}") for i in range(3)))
+    waits = [waited for *_, waited in recorder.named("request_done")]
+    assert waits == pytest.approx([0, 10, 20], abs=0.2)
+    assert max(count for _, count in recorder.named("queued")) >= 2
+    assert recorder.named("queued")[-1] == ("queued", 0)
+    recorder.events.clear()
+    telegram.latency = lambda: 9.0
+    actions = [asyncio.create_task(bot.send_chat_action(8, "typing")) for _ in range(5)]
+    await asyncio.sleep(1)
+    upload = asyncio.create_task(bot.send_message(8, "a long upload"))
+    await asyncio.sleep(1)
+    assert recorder.named("queued") == [("queued", 1), ("queued", 0)]
+    await asyncio.gather(upload, *actions)
+    assert {count for _, count in recorder.named("queued")} == {0, 1}
+
+
+@virtual
+async def test_every_429_is_reported() -> None:
+    """Also of a method that is not paced or must not wait, of a dropped chat action, and of a
+    request whose caller gives up during the wait."""
+    telegram, recorder = Telegram(), Recorder()
+    bot, _ = paced(telegram, observer=recorder, retries=1)
+    for seconds, call in (
+        ((3, 4), bot.delete_message(7, 1)),
+        ((5,), bot.get_me()),
+        ((6, 7), bot.edit_message_text("in no chat")),
+    ):
+        telegram.errors = [too_many(each) for each in seconds]
+        with pytest.raises(TelegramRetryAfter):
+            await call
+    assert recorder.named("flood_waited") == [
+        ("flood_waited", "method", seconds) for seconds in (3.0, 4.0, 5.0, 6.0, 7.0)
+    ]
+    recorder.events.clear()
+    telegram.errors = [too_many(3)]
+    assert await bot.send_chat_action(7, "typing")
+    telegram.errors = [too_many(8)]
+    sending = asyncio.create_task(bot.send_message(8, "given up"))
+    await asyncio.sleep(5)
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    told = recorder.named("request_done")
+    assert [outcome for _, _, outcome, _ in told] == ["flooded", "flooded"]
+
+
+@virtual
+async def test_each_request_is_reported_and_counted() -> None:
+    """Sent, failed, flooded and unsent requests once each, and each 429 by what it was about; with
+    `statistics=False` nothing is counted."""
+    telegram, recorder = Telegram(), Recorder()
+    limiter = Limiter(MemoryStorage(), statistics=True)
+    options = {"limiter": limiter, "observer": recorder}
+    bot, outgoing = paced(telegram, **options, per_chat="1/10s", retries=0)
+    await bot.send_message(7, "sent")
+    with without_waiting(), pytest.raises(NotSentError):
+        await bot.send_message(7, "would have to wait")
+    telegram.errors = [TelegramBadRequest(SendMessage(chat_id=8, text=""), "chat not found")]
+    with pytest.raises(TelegramBadRequest):
+        await bot.send_message(8, "failed")
+    telegram.errors = [too_many(3)]
+    with pytest.raises(TelegramRetryAfter):
+        await bot.send_message(9, "flooded")
+    await bot.get_me()
+    told = [("SendMessage", outcome) for outcome in ("sent", "unsent", "failed", "flooded")]
+    assert [(each[1], each[2]) for each in recorder.named("request_done")] == told
+    assert recorder.named("flood_waited") == [("flood_waited", "chat", 3.0)]
+    await outgoing.close()
+    found = Counter({(each.rule, each.outcome): each.count for each in await limiter.requests()})
+    assert found == Counter([*told, ("chat", "429")])
+    assert not OutgoingLimits(limiter=limiter, statistics=False)._observer.each

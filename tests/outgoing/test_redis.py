@@ -21,8 +21,11 @@ from bot_ratelimit import (
     Settings,
     without_waiting,
 )
+from example_bot.demo.botapi import BotApi
+from example_bot.demo.floods import FloodControl
 from tests.servers import Server
 
+from .programs import share_backlog
 from .virtual import TOKEN, Telegram, now, too_many
 
 
@@ -94,24 +97,6 @@ async def test_pacing_continues_without_redis(
         assert caplog.text.count("this process paces requests by itself") == 1
 
 
-def test_many_chats_in_another_event_loop() -> None:
-    """In a second `asyncio.run`, chats that wait for each other to ask Redis are asked for, too."""
-    telegram = Telegram(latency=0.001)
-    outgoing = OutgoingLimits(FakeAsyncRedis(server=FakeServer()), "test")
-    bot = Bot(TOKEN, telegram)
-    outgoing.setup(bot)
-
-    async def run() -> None:
-        await asyncio.gather(*(bot.send_message(chat, "x") for chat in range(1, 100)))
-        await outgoing.close()
-        await outgoing.limiter.close()
-        await outgoing.open()
-
-    asyncio.run(run())
-    asyncio.run(run())
-    assert len(telegram.log) == 198
-
-
 @pytest.mark.parametrize("turns", [1, 4])
 async def test_two_shutdowns_at_once_and_a_cancelled_one(shared: Any, turns: int) -> None:
     """Closing does not wait for another `close`, and one that is cancelled blocks no request."""
@@ -156,3 +141,45 @@ async def test_from_settings(environment: pytest.MonkeyPatch, tmp_path: Path) ->
     assert OutgoingLimits.from_settings(limiter=limiter, retries=1).retries == 1
     with pytest.raises(ConfigError, match="both given"):
         OutgoingLimits(FakeAsyncRedis(), limiter=limiter)
+
+
+@pytest.mark.slow
+async def test_three_processes_share_a_backlog(own_server: Server) -> None:
+    """All messages arrive over HTTP once and in order, and the waits of 429s are kept."""
+    floods = FloodControl(bulk=1_000_000)
+    async with BotApi(floods) as api:
+        options = {"chats": 10, "each": 8}
+        assert await share_backlog(api.url, own_server.url, 3, options) == [0, 0, 0]
+    for chat in range(1, 11):
+        texts = [call.text.split() for call in api.calls if call.chat_id == chat]
+        assert len(texts) == 8
+        for number in range(3):
+            assert [int(i) for who, i in texts if who == str(number)] == [*range(number, 8, 3)]
+    assert len(api.refused) <= 5
+    assert floods.impatient == 0
+
+
+def test_another_event_loop_is_like_the_first() -> None:
+    """In a second `asyncio.run`, chats that wait for each other to ask Redis are asked for, too;
+    broadcasts wait for their budget, and the shutdown for answers."""
+    telegram = Telegram(latency=0.001)
+    outgoing = OutgoingLimits(FakeAsyncRedis(server=FakeServer()), "test", broadcast="20/s")
+    bot = Bot(TOKEN, telegram)
+    outgoing.setup(bot)
+
+    async def run() -> None:
+        await asyncio.gather(*(bot.send_message(chat, "x") for chat in range(1, 100)))
+        async with outgoing.broadcasting():
+            await asyncio.gather(*(bot.send_message(chat, "x") for chat in range(100, 123)))
+        telegram.latency = lambda: 0.2
+        task = asyncio.create_task(bot.send_message(200, "x"))
+        await asyncio.sleep(0.1)
+        await outgoing.close()
+        assert task.done()
+        telegram.latency = lambda: 0.001
+        await outgoing.limiter.close()
+        await outgoing.open()
+
+    asyncio.run(run())
+    asyncio.run(run())
+    assert len(telegram.log) == 2 * (99 + 23 + 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import selectors
-from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from functools import wraps
 from typing import Any, cast
@@ -86,8 +85,6 @@ class Telegram(BaseSession):
         """What was sent, taken or not."""
         self.errors: list[Exception | None] = []
         """Raised by the next requests, in turn; None for one that is taken."""
-        self.refusals: Counter[Any] = Counter()
-        self.closed = False
         self._ids = itertools.count(1)
 
     async def make_request(
@@ -116,7 +113,6 @@ class Telegram(BaseSession):
         try:
             self.floods.check(method.__api_method__, params)
         except ApiError as error:
-            self.refusals[getattr(method, "chat_id", None)] += 1
             raise TelegramRetryAfter(method, str(error), error.retry_after or 0) from None
 
     def _result(self, method: TelegramMethod[Any]) -> Any:
@@ -141,14 +137,8 @@ class Telegram(BaseSession):
         found = [at for at, m in self.log if chat is None or getattr(m, "chat_id", None) == chat]
         return [round(at - found[0], 3) for at in found]
 
-    def by_chat(self) -> dict[Any, list[str]]:
-        found: dict[Any, list[str]] = defaultdict(list)
-        for _, method in self.log:
-            found[getattr(method, "chat_id", None)].append(str(getattr(method, "text", "")))
-        return found
-
     async def close(self) -> None:
-        self.closed = True
+        pass
 
     async def stream_content(self, *_: Any, **__: Any) -> AsyncGenerator[bytes, None]:
         yield b""
