@@ -168,28 +168,24 @@ async def test_a_named_limit_can_be_given_in_code(
 
 
 async def test_a_flag_finds_its_limit_by_its_key(environment: pytest.MonkeyPatch) -> None:
-    """With `key="ai"` the limit comes from the file, which wins over one in the flag."""
-    limits = middleware(environment, "rate_limit='99/h'\n[limits]\nai='1/h'\nloud={limit='2/h'}")
+    """With `key="ai"` the limit comes from the file, which wins over one in the flag.
+
+    Penalty, exemptions and notices of the file reach the middleware; arguments win over them.
+    """
+    text = "rate_limit='99/h'\nexempt=[7]\n[limits]\nai='1/h'\nloud={limit='2/h'}\n"
+    text += "[penalty]\nafter='2/h'\nban='1h'\n[notices]\nen='Halt!'"
+    limits = middleware(environment, text)
     instance = Instance(limits, ())
     for name, flag in (("message", {"key": "ai"}), ("callback_query", {"key": "loud", "rate": 1})):
         instance.dispatcher.observers[name].middleware(limits)
         instance.dispatcher.observers[name].register(instance._handle, flags={"rate_limit": flag})
     assert await instance.send("1", "2") == [True, False]
+    assert [getattr(each, "text", "") for each in instance.session.requests] == ["Halt!"]
+    assert await instance.send("1", "2", **{"from": message()["from"] | {"id": 7}}) == [True, True]
     pressed = [await instance.feed(callback_query=callback()) for _ in range(3)]
     assert pressed == [HANDLED, HANDLED, None]
     decision = instance.decisions[0]
     assert decision is not None
     assert decision.rule == Rule(Limit.parse("1/h"), name="ai")
-
-
-async def test_the_file_has_penalty_exemptions_and_notices(
-    environment: pytest.MonkeyPatch,
-) -> None:
-    """They reach the middleware, and arguments win over them."""
-    text = "rate_limit='1/h'\nexempt=[7]\n[penalty]\nafter='2/h'\nban='1h'\n[notices]\nen='Halt!'"
-    instance = Instance(middleware(environment, text))
-    assert await instance.send("1", "2", "3") == [True, False, False]
-    assert [getattr(each, "text", "") for each in instance.session.requests] == ["Halt!"]
-    assert await instance.send("1", "2", **{"from": message()["from"] | {"id": 7}}) == [True, True]
-    assert middleware(environment, text).rules[-1] == Penalty("2/h", "1h")
-    assert middleware(environment, text, penalty=None).rules == rules_of("1/h")
+    assert limits.rules[-1] == Penalty("2/h", "1h")
+    assert middleware(environment, text, penalty=None).rules == rules_of("99/h")

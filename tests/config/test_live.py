@@ -244,7 +244,10 @@ async def test_cancelled_polling_starts_again(monkeypatch: pytest.MonkeyPatch, b
 
 
 async def test_all_limits_off_ends_by_itself() -> None:
-    """`off_until` allows everything uncharged, and ends even during an outage."""
+    """`off_until` allows everything uncharged, and ends even during an outage.
+
+    A document that would make a rule refuse everything is not applied.
+    """
     clock = Clock()
     storage = MemoryStorage(clock=clock)
     live = Live(Limiter(storage), clock=clock)
@@ -256,6 +259,12 @@ async def test_all_limits_off_ends_by_itself() -> None:
     clock.move(61)
     assert live.applied(rules) == rules_of("2/h")
     assert live.applied(rules) is live.applied(rules)  # computed once for each document
+    live = Live(Limiter(storage))
+    costly = rules_of([Rule("9/h", cost=3)])
+    assert live.applied(costly) is costly
+    await live.refresh()
+    assert live.applied(costly) is costly
+    assert "never grants more than 2" in live.problem
 
 
 def test_a_rule_is_changed_by_its_name() -> None:
@@ -275,17 +284,6 @@ def test_a_rule_is_changed_by_its_name() -> None:
     assert applied(rules_of("5/h"), live) == (Rule("5/h"), wanted)
     off = replace(live, rules={"ban": {"off": True}})
     assert applied(rules_of([Rule("5/h"), Penalty("10/m", "15m")]), off) == (Rule("5/h"),)
-
-
-async def test_an_inapplicable_document_is_rejected_as_a_whole() -> None:
-    """A document that would make a rule refuse everything is not applied."""
-    storage = MemoryStorage()
-    live = Live(Limiter(storage))
-    rules = rules_of([Rule("9/h", cost=3)])
-    assert live.applied(rules) is rules
-    await change(live, storage, TIGHT)
-    assert live.applied(rules) is rules
-    assert "never grants more than 2" in live.problem
 
 
 async def test_a_flag_is_changed_by_its_key(bench: Bench, bot: Any) -> None:

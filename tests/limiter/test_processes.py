@@ -227,18 +227,3 @@ def test_never_four_at_once(separate_server: Server, log: redis.Redis) -> None:
     assert most_at_once(events) == 3
     with redis.Redis(port=separate_server.port) as client:
         assert all(client.pttl(key) > 0 for key in client.scan_iter())
-
-
-def test_the_slots_of_a_killed_process_are_free_within_the_lease(
-    redis_server: Server, log: redis.Redis
-) -> None:
-    """Other processes continue as soon as the lease of the killed one ends."""
-    (first,) = start(redis_server, log, 1)
-    until(log, 20)
-    kill(first, log)
-    began = time.monotonic()
-    (second,) = start(redis_server, log, 1)
-    finish(second)
-    events = log.lrange(LOG, 0, -1)
-    assert most_at_once(events) == 3
-    assert time.monotonic() - began < 1 + 5 + TASKS * slot_worker.WORK

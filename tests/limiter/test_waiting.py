@@ -126,18 +126,24 @@ async def test_a_wait_that_would_be_too_long_is_refused_at_once() -> None:
 
 @virtual
 async def test_a_cancelled_waiter_costs_nothing_and_delays_nobody() -> None:
-    """Cancelled waiters are not charged, and those behind them move up."""
-    limiter = virtual_limiter()
+    """Cancelled waiters are not charged, and those behind them move up, but nobody is woken before
+    its time: they cost no command and no attempt."""
+    storage = FlakyStorage(MemoryStorage(clock=now))
+    limiter = Limiter(storage, clock=now)
     await limiter.acquire("1/60ms", US)
     began = now()
-    tasks = [asyncio.create_task(limiter.acquire("1/60ms", US)) for _ in range(5)]
+    first, *gone = [asyncio.create_task(limiter.acquire("1/60ms", US)) for _ in range(50)]
+    stay = [asyncio.create_task(limiter.acquire("1/60ms", US)) for _ in range(2)]
     await asyncio.sleep(0.01)
-    for task in tasks[:3]:
+    calls = storage.calls
+    for task in gone:
         task.cancel()
-    assert await tasks[3]
-    assert now() - began == pytest.approx(0.06, abs=0.001)
-    assert await tasks[4]
-    assert now() - began == pytest.approx(0.12, abs=0.001)
+    await asyncio.sleep(0.01)
+    assert storage.calls == calls
+    first.cancel()
+    for task, moment in zip(stay, (0.06, 0.12), strict=True):
+        assert await task
+        assert now() - began == pytest.approx(moment, abs=0.001)
 
 
 async def test_a_cancelled_waiter_is_refunded_where_it_was_charged() -> None:
@@ -220,25 +226,9 @@ async def test_an_outage_ends_the_waits(own_server: Server, on_error: Any) -> No
         await others.close()
 
 
-async def test_a_waiter_that_leaves_wakes_nobody_before_its_time() -> None:
-    """Cancelled waiters cost no command and no attempt: the first one sleeps on."""
-    storage = FlakyStorage()
-    limiter = Limiter(storage)
-    await limiter.acquire("1/h", US)
-    tasks = [asyncio.create_task(limiter.acquire("1/h", US)) for _ in range(50)]
-    await asyncio.sleep(0.01)
-    calls = storage.calls
-    for task in tasks[1:]:
-        task.cancel()
-    await asyncio.wait(tasks[1:])
-    await asyncio.sleep(0.01)
-    assert storage.calls == calls
-    tasks[0].cancel()
-    await asyncio.wait(tasks)
-
-
 async def test_waiters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A waiter above the bound is refused at once; later there is room, and nothing is left."""
+    """A waiter above the bound is refused at once, like a user banned by a penalty; waiting causes
+    no ban. Later there is room, and nothing is left."""
     monkeypatch.setattr(waiting, "MAX_WAITERS", 3)
     limiter = Limiter(MemoryStorage())
     await limiter.acquire("1/h", US)
@@ -249,22 +239,15 @@ async def test_waiters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks[0].cancel()
     await asyncio.sleep(0.01)
     assert await limiter.acquire("5/m", Subject(user=7))
+    rules = [Rule("1/30ms", name="fast"), Penalty("2/minute", "1h")]
+    assert all([await limiter.acquire(rules, US) for _ in range(5)])
+    while not (await limiter.hit(rules, US)).banned:
+        pass
+    assert (await limiter.acquire(rules, US)).banned
     await limiter.close()
     assert not any([await task for task in tasks[1:]])
     assert not limiter._waiters.queues._queues.get()
     assert len(asyncio.all_tasks()) == 1
-
-
-async def test_a_banned_user_does_not_wait() -> None:
-    """A user banned by a penalty is refused at once, and waiting causes no ban."""
-    limiter = Limiter(MemoryStorage())
-    rules = [Rule("1/30ms"), Penalty("2/minute", "1h")]
-    assert all([await limiter.acquire(rules, US) for _ in range(5)])
-    while not (await limiter.hit(rules, US)).banned:
-        pass
-    decision = await limiter.acquire(rules, US)
-    assert decision.banned
-    assert not decision
 
 
 async def test_a_program_that_cancels_all_tasks_may_wait_again() -> None:

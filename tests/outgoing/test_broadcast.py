@@ -71,8 +71,7 @@ async def through(broadcast: AsyncIterator[Sent]) -> list[Status]:
 @virtual
 async def test_each_chat_gets_it_once_at_the_pace_of_the_budget() -> None:
     """Three hundred chats at 25 a second take 11 seconds, however long each request takes."""
-    telegram = Telegram(latency=0.8)
-    bot, outgoing = paced(telegram)
+    telegram, bot, outgoing = paced(latency=0.8)
 
     async def send(chat: int) -> None:
         async with outgoing.broadcasting():  # which changes nothing here
@@ -92,7 +91,7 @@ async def test_errors_of_send_are_no_errors_of_telegram(caplog: pytest.LogCaptur
     telegram = Telegram()
     page = ClientDecodeError("no JSON", ValueError(), "<html>502 Bad Gateway</html>")
     telegram.errors = [None, no_connection(), page]
-    bot, outgoing = paced(telegram)
+    _, bot, outgoing = paced(telegram)
 
     async def send(chat: int) -> None:
         if chat != 4:
@@ -129,9 +128,7 @@ async def test_errors_of_send_are_no_errors_of_telegram(caplog: pytest.LogCaptur
 @virtual
 async def test_each_error_has_its_status(error: Exception, status: Status, requests: int) -> None:
     """An error affects only its chat; only what cannot have arrived is repeated."""
-    telegram = Telegram()
-    telegram.errors = [error]
-    bot, outgoing = paced(telegram)
+    telegram, bot, outgoing = paced(errors=[error])
 
     run = outgoing.broadcast([-1, 2, 3], to_each(bot), in_flight=1)
     found = {sent.chat: sent async for sent in run}
@@ -153,7 +150,7 @@ async def test_a_send_that_sends_nothing_is_not_believed(
     async def returns_a_method(chat: int) -> Any:
         return SendMessage(chat_id=chat, text="forgotten")
 
-    bot, outgoing = paced(Telegram())
+    _, bot, outgoing = paced()
     path = tmp_path / "journal"
     found = await through(outgoing.broadcast([1, 2], returns_a_method, journal=Journal(path)))
     assert found == [Status.UNKNOWN] * 2
@@ -169,8 +166,7 @@ async def test_leaving_the_loop_or_cancelling_ends_the_broadcast(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """After a `break` or a cancellation, which is raised, nothing more is sent."""
-    telegram = Telegram()
-    bot, outgoing = paced(telegram)
+    telegram, bot, outgoing = paced()
 
     async def broadcast(*, leaves: bool) -> None:
         async with aclosing(outgoing.broadcast(range(1, 999), to_each(bot))) as outcomes:
@@ -208,7 +204,7 @@ async def test_memory_is_constant() -> None:
     telegram = Telegram()
     telegram.log, telegram.left = Nothing(), Nothing()
     limiter = Limiter(MemoryStorage(100, clock=now), clock=now)
-    bot, outgoing = paced(telegram, limiter=limiter, broadcast="100/s")
+    _, bot, outgoing = paced(telegram, limiter=limiter, broadcast="100/s")
     held, total = {}, 0
     async for sent in outgoing.broadcast(many(), to_each(bot)):
         total += sent.status is Status.SENT
@@ -222,8 +218,7 @@ async def test_memory_is_constant() -> None:
 @virtual
 async def test_a_shutdown_ends_it_and_the_journal_resumes_it(tmp_path: Path) -> None:
     """The broadcast ends with the bot; the next run sends to the others, once each."""
-    telegram = Telegram()
-    bot, outgoing = paced(telegram)
+    telegram, bot, outgoing = paced()
 
     async def broadcast() -> list[Status]:
         journal = Journal(tmp_path / "journal")
@@ -257,7 +252,7 @@ async def test_a_journal_repeats_only_what_failed(tmp_path: Path) -> None:
     with path.open("ab") as file:
         file.write(b"77 leav")  # killed in the middle of a line
     again, progress = Journal(path), Progress(8)
-    bot, outgoing = paced(Telegram())
+    _, bot, outgoing = paced()
     chats: list[int | str] = [1, 2, 3, 4, 5, 6, 77, "@news"]
     run = outgoing.broadcast(chats, to_each(bot), journal=again, progress=progress)
     assert sorted([sent.chat async for sent in run]) == [2, 5, 6, 77]
@@ -273,8 +268,7 @@ async def test_a_journal_repeats_only_what_failed(tmp_path: Path) -> None:
 @virtual
 async def test_progress_is_shown() -> None:
     """Progress is an edit every few seconds, and a summary at the end."""
-    telegram = Telegram()
-    bot, outgoing = paced(telegram)
+    telegram, bot, outgoing = paced()
     message = (await bot.send_message(500, "0")).as_(bot)
     progress = Progress(500, message=message)
 
@@ -362,8 +356,7 @@ async def test_two_processes_cannot_share_a_journal(tmp_path: Path) -> None:
 async def test_stars_bound_what_a_broadcast_costs(tmp_path: Path) -> None:
     """The first 30 a second are free; when the Stars are spent, the rest is sent unpaid, or left to
     the next run with the journal. What was refused costs nothing."""
-    telegram = Telegram()
-    bot, outgoing = paced(telegram)
+    telegram, bot, outgoing = paced()
     send = to_each(bot, allow_paid_broadcast=True)
     found = await through(outgoing.broadcast(range(1, 301), send, in_flight=300, stars=10))
     assert Counter(found) == {Status.SENT: 300}

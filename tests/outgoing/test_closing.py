@@ -25,7 +25,7 @@ from tests.processes import Forked
 from tests.servers import PATIENCE
 from tests.tables import table
 
-from .virtual import Telegram, now, paced, virtual
+from .virtual import now, paced, virtual
 
 
 @virtual
@@ -34,8 +34,7 @@ async def test_waiting_requests_end_at_the_shutdown(caplog: pytest.LogCaptureFix
 
     Later a message that need not wait is sent; after a startup everything works as before.
     """
-    telegram = Telegram()
-    bot, outgoing = paced(telegram, per_chat="1/s burst 1")
+    telegram, bot, outgoing = paced(per_chat="1/s burst 1")
     tasks = [asyncio.create_task(bot.send_message(i % 2, str(i))) for i in range(102)]
     await asyncio.sleep(0.5)
     began = now()
@@ -58,8 +57,7 @@ async def test_a_request_that_waits_for_redis_is_not_sent_after_the_shutdown(
 ) -> None:
     """What the log calls unsent does not leave later, when a hanging Redis has timed out."""
     storage = FlakyStorage()
-    telegram = Telegram()
-    bot, outgoing = paced(telegram, limiter=Limiter(storage, timeout=1))
+    telegram, bot, outgoing = paced(limiter=Limiter(storage, timeout=1))
     storage.hang()
     task = asyncio.create_task(bot.send_message(7, "x"))
     await asyncio.sleep(0.1)
@@ -73,8 +71,7 @@ async def test_a_request_that_waits_for_redis_is_not_sent_after_the_shutdown(
 @virtual
 async def test_requests_in_progress_are_awaited() -> None:
     """Closing waits for answers of requests in progress, but no longer than `timeout`."""
-    telegram = Telegram(latency=2.0)
-    bot, outgoing = paced(telegram)
+    telegram, bot, outgoing = paced(latency=2.0)
     task = asyncio.create_task(bot.send_message(7, "x"))
     await asyncio.sleep(0.1)
     await outgoing.close()

@@ -43,8 +43,7 @@ async def stream(bot: Bot, frames: int, every: float = 0.1) -> None:
 async def test_a_stream_is_shown_evenly_and_its_answer_comes_at_once() -> None:
     """Of 100 texts in 10 s at least 2.5 a second are shown. They take no permits of messages: a
     burst of five leaves at once, and a sixth a second later."""
-    telegram = Telegram()
-    bot, _ = paced(telegram)
+    telegram, bot, _ = paced()
     await stream(bot, 100)
     began = now()
     await asyncio.gather(*(bot.send_message(CHAT, f"answer {i}") for i in range(6)))
@@ -66,13 +65,11 @@ async def test_the_newest_text_of_each_draft_is_shown_later() -> None:
     Drafts with one id in several topics, and two ids in one topic, are drafts of their own. After
     `close` nothing is shown. The caller of a draft that is sent at once gets Telegram's error.
     """
-    telegram = Telegram()
-    bot, outgoing = paced(telegram)
+    telegram, bot, outgoing = paced()
     places = [(11, 1), (12, 1), (13, 1), (13, 2), (None, 1)]
     await asyncio.gather(*(bot(draft(f"{place}", *place)) for place in places))
     assert sorted(text for _, text in shown(telegram)) == sorted(map(str, places))
-    telegram = Telegram()
-    bot, outgoing = paced(telegram, drafts="2/s")
+    telegram, bot, outgoing = paced(drafts="2/s")
     for text in ("a", "b", "c", "d"):
         assert await bot(draft(text)) is True
     assert telegram.texts() == ["a"]
@@ -90,9 +87,7 @@ async def test_the_newest_text_of_each_draft_is_shown_later() -> None:
 @virtual
 async def test_a_429_of_a_draft_holds_back_drafts_only() -> None:
     """Messages and actions go on; after the wait the newest text is shown."""
-    telegram = Telegram()
-    telegram.errors = [too_many(3)]
-    bot, _ = paced(telegram)
+    telegram, bot, _ = paced(errors=[too_many(3)])
     began = now()
     assert await bot(draft("refused")) is True
     await asyncio.gather(*(bot.send_message(CHAT + 1, str(i)) for i in range(3)))
@@ -109,9 +104,7 @@ async def test_a_429_of_a_draft_holds_back_drafts_only() -> None:
 async def test_a_message_makes_the_drafts_of_its_topic_obsolete() -> None:
     """What waits in the topic of a message is never shown, not even if its 429 arrives after the
     message; other topics are not affected."""
-    telegram = Telegram()
-    telegram.errors = [too_many(3)]
-    bot, _ = paced(telegram)
+    telegram, bot, _ = paced(errors=[too_many(3)])
     await bot(draft("refused", topic=11))
     await bot(draft("obsolete", topic=11))
     await bot(draft("still wanted", topic=12))
@@ -120,9 +113,7 @@ async def test_a_message_makes_the_drafts_of_its_topic_obsolete() -> None:
     assert now() - began < 0.1
     await asyncio.sleep(10)
     assert [text for _, text in shown(telegram)] == ["still wanted"]
-    telegram = Telegram(latency=0.2)
-    telegram.errors = [too_many(1)]
-    bot, _ = paced(telegram)
+    telegram, bot, _ = paced(latency=0.2, errors=[too_many(1)])
     showing = asyncio.create_task(bot(draft("obsolete")))
     await asyncio.sleep(0.15)
     await bot.send_message(CHAT, "the answer")
@@ -134,9 +125,7 @@ async def test_a_message_makes_the_drafts_of_its_topic_obsolete() -> None:
 @virtual
 async def test_a_long_block_drops_drafts() -> None:
     """A text that would be shown after more than `max_wait` is dropped."""
-    telegram = Telegram()
-    telegram.errors = [too_many(30)]
-    bot, _ = paced(telegram, max_wait={"draft": 5})
+    telegram, bot, _ = paced(errors=[too_many(30)], max_wait={"draft": 5})
     await bot(draft("refused"))
     await bot(draft("too old by then"))
     await asyncio.sleep(60)
@@ -148,8 +137,7 @@ async def test_a_long_block_drops_drafts() -> None:
 @virtual
 async def test_a_stopped_answer_is_not_shown_any_more() -> None:
     """`stopped_message_generation` drops what waits of that draft."""
-    telegram = Telegram()
-    bot, outgoing = paced(telegram, drafts="1/s")
+    telegram, bot, outgoing = paced(drafts="1/s")
     dispatcher = Dispatcher()
     if not hasattr(dispatcher, "stopped_message_generation"):
         pytest.skip("stopped_message_generation needs a newer aiogram")
@@ -177,8 +165,7 @@ async def test_a_stopped_answer_is_not_shown_any_more() -> None:
 @virtual
 async def test_an_action_that_would_wait_is_dropped() -> None:
     """ "typing" is sent now or dropped, returns True in both cases, and costs no message."""
-    telegram = Telegram()
-    bot, _ = paced(telegram, per_chat="1/s burst 2")
+    telegram, bot, _ = paced(per_chat="1/s burst 2")
     began = now()
     for _ in range(5):
         assert await bot(SendChatAction(chat_id=CHAT, action="typing")) is True

@@ -26,8 +26,7 @@ async def test_a_stream_of_edits_ends_with_its_last_text() -> None:
 
     With `merge_edits=False` every edit is sent.
     """
-    telegram = Telegram()
-    bot, _ = paced(telegram, per_chat="1/s burst 1")
+    telegram, bot, _ = paced(per_chat="1/s burst 1")
     tasks = []
     for i in range(50):
         tasks.append(asyncio.create_task(bot(edit(str(i)))))
@@ -36,8 +35,7 @@ async def test_a_stream_of_edits_ends_with_its_last_text() -> None:
     assert 6 <= len(telegram.log) <= 7
     assert telegram.texts()[-1] == "49"
     assert telegram.log[-1][0] - 1_000 < 6.2
-    telegram = Telegram()
-    bot, _ = paced(telegram, merge_edits=False)
+    telegram, bot, _ = paced(merge_edits=False)
     await asyncio.gather(*(bot(edit(str(i))) for i in range(8)))
     assert telegram.texts() == [str(i) for i in range(8)]
 
@@ -45,8 +43,7 @@ async def test_a_stream_of_edits_ends_with_its_last_text() -> None:
 @virtual
 async def test_replaced_edits_get_the_result_of_the_sent_one() -> None:
     """Callers of replaced edits get the result of the edit that was sent."""
-    telegram = Telegram()
-    bot, _ = paced(telegram, per_chat="1/s burst 1")
+    telegram, bot, _ = paced(per_chat="1/s burst 1")
     await bot.send_message(7, "x")
     results = await asyncio.gather(*(bot(edit(str(i))) for i in range(5)))
     assert telegram.texts() == ["x", "4"]
@@ -62,8 +59,7 @@ async def test_only_the_same_edit_of_the_same_message_is_replaced() -> None:
 
     Ephemeral messages for three users with one id are three messages.
     """
-    telegram = Telegram()
-    bot, _ = paced(telegram, per_chat="1/s burst 1")
+    telegram, bot, _ = paced(per_chat="1/s burst 1")
     await bot.send_message(7, "x")
     markup = EditMessageReplyMarkup(chat_id=7, message_id=1)
     edits: list[Any] = [edit("a"), edit("b", 2), edit("c"), markup, edit("d"), edit("e")]
@@ -83,9 +79,7 @@ async def test_only_the_same_edit_of_the_same_message_is_replaced() -> None:
 @virtual
 async def test_after_a_429_the_newest_edit_is_sent() -> None:
     """It is sent in place of the refused one, has all its retries, and its own `waiting_up_to`."""
-    telegram = Telegram()
-    telegram.errors = [too_many(1), too_many(1), too_many(37)]
-    bot, _ = paced(telegram, retries=2)
+    telegram, bot, _ = paced(errors=[too_many(1), too_many(1), too_many(37)], retries=2)
     old = asyncio.create_task(bot(edit("old")))
     await asyncio.sleep(1.8)
     with waiting_up_to(60):
@@ -98,8 +92,7 @@ async def test_after_a_429_the_newest_edit_is_sent() -> None:
 @virtual
 async def test_an_edit_survives_the_cancellation_of_its_caller() -> None:
     """If the caller that runs an edit is cancelled, another continues with the newest text."""
-    telegram = Telegram()
-    bot, _ = paced(telegram, per_chat="1/s burst 1")
+    telegram, bot, _ = paced(per_chat="1/s burst 1")
     await bot.send_message(7, "x")
     tasks = [asyncio.create_task(bot(edit(str(i)))) for i in range(4)]
     await asyncio.sleep(0.2)
@@ -132,7 +125,7 @@ async def test_a_cancellation_at_the_moment_of_the_answer() -> None:
             return result
 
     telegram = Impatient()
-    bot, _ = paced(telegram, per_chat="1/10s")
+    _, bot, _ = paced(telegram, per_chat="1/10s")
     await bot.send_message(7, "before")
     edits = [asyncio.create_task(bot(edit(f"{i}"))) for i in range(3)]
     await asyncio.sleep(1)
@@ -146,8 +139,9 @@ async def test_a_cancellation_at_the_moment_of_the_answer() -> None:
 async def test_random_cancellations_leave_nothing_behind() -> None:
     """However callers come and go, no request is lost or sent twice, and no chat is stuck."""
     random.seed(7)
-    telegram = Telegram(latency=lambda: random.choice([0.01, 0.2, 2.0]))
-    bot, _ = paced(telegram, per_chat="5/s burst 2", retries=99)
+    telegram, bot, _ = paced(
+        latency=lambda: random.choice([0.01, 0.2, 2.0]), per_chat="5/s burst 2", retries=99
+    )
     tasks = []
     for i in range(150):
         method = edit(f"{i}", i % 2) if i % 3 else SendMessage(chat_id=7, text=f"{i}m")

@@ -37,9 +37,7 @@ from .virtual import Telegram, now, paced, too_many, virtual, virtual_limiter
 async def test_a_request_is_sent_again_after_its_wait() -> None:
     """After a 429 the message is sent again exactly after its wait, before all others of its chat,
     and delays no other chat. `retries` is how often it is sent again."""
-    telegram = Telegram()
-    telegram.errors = [too_many(3)]
-    bot, _ = paced(telegram, retries=2)
+    telegram, bot, _ = paced(errors=[too_many(3)], retries=2)
     began = now()
     refused = [asyncio.create_task(bot.send_message(7, text)) for text in ("first", "second")]
     await asyncio.sleep(0.1)
@@ -63,7 +61,7 @@ async def test_all_instances_know_of_a_block() -> None:
     """
     limiter = virtual_limiter()
     one, two = Telegram(latency=0.02), Telegram(latency=0.04)
-    (bot, _), (other, _) = paced(one, limiter=limiter), paced(two, limiter=limiter)
+    (_, bot, _), (_, other, _) = paced(one, limiter=limiter), paced(two, limiter=limiter)
     one.errors = [too_many(5)]
     began = now()
     task = asyncio.create_task(bot.send_message(7, "one"))
@@ -81,9 +79,7 @@ async def test_all_instances_know_of_a_block() -> None:
 @virtual
 async def test_a_block_beyond_max_wait_is_raised() -> None:
     """Beyond `max_wait` the error is raised at once; later calls get the rest of the wait."""
-    telegram = Telegram()
-    telegram.errors = [too_many(60)]
-    bot, _ = paced(telegram)
+    telegram, bot, _ = paced(errors=[too_many(60)])
     with pytest.raises(TelegramRetryAfter) as caught:
         await bot.send_message(7, "x")
     assert caught.value.retry_after == 60
@@ -109,9 +105,7 @@ async def test_a_block_beyond_max_wait_is_raised() -> None:
 @virtual
 async def test_other_errors_are_never_repeated(error: Exception) -> None:
     """A request that may have been delivered is not sent again."""
-    telegram = Telegram()
-    telegram.errors = [error]
-    bot, _ = paced(telegram)
+    telegram, bot, _ = paced(errors=[error])
     with pytest.raises(type(error)):
         await bot.send_message(7, "x")
     assert len(telegram.left) == 1
@@ -122,9 +116,7 @@ async def test_other_errors_are_never_repeated(error: Exception) -> None:
 @virtual
 async def test_an_album_is_repeated_only_if_asked_for(repeat: bool) -> None:
     """A part of an album may have been delivered, so by default its 429 is raised."""
-    telegram = Telegram()
-    telegram.errors = [too_many(1)]
-    bot, _ = paced(telegram, repeat_albums=repeat)
+    telegram, bot, _ = paced(errors=[too_many(1)], repeat_albums=repeat)
     album = SendMediaGroup(chat_id=7, media=[InputMediaPhoto(media="1")] * 2)
     if repeat:
         await bot(album)
@@ -140,8 +132,7 @@ async def test_429s_in_many_quiet_chats_block_the_bot(caplog: pytest.LogCaptureF
 
     429s in busy chats are about these chats.
     """
-    telegram = Telegram()
-    bot, _ = paced(telegram)
+    telegram, bot, _ = paced()
 
     async def refused() -> float:
         """Seconds for which another chat waits, after 429s in three."""
@@ -169,8 +160,7 @@ async def test_without_the_storage_a_429_blocks_this_process() -> None:
     """In an outage of Redis, pacing and blocks continue in memory."""
     storage = FlakyStorage()
     limiter = Limiter(storage, on_error="memory", clock=now)
-    telegram = Telegram()
-    bot, _ = paced(telegram, limiter=limiter, per_chat="5/s burst 5")
+    telegram, bot, _ = paced(limiter=limiter, per_chat="5/s burst 5")
     storage.fail()
     telegram.errors = [too_many(1)]
     began = now()
@@ -188,7 +178,7 @@ async def test_budgets_that_are_twice_too_high() -> None:
     floods = FloodControl(clock=now, bulk=1_000_000)
     limiter = virtual_limiter()
     telegrams = [Telegram(floods, latency=lambda: random.uniform(0.02, 0.2)) for _ in range(3)]
-    bots = [paced(t, limiter=limiter, max_wait=120, **limits)[0] for t in telegrams]
+    bots = [paced(t, limiter=limiter, max_wait=120, **limits)[1] for t in telegrams]
     tasks = [
         asyncio.create_task(bots[i % 3].send_message(chat, f"{i % 3} {i}"))
         for i in range(90)
@@ -213,8 +203,7 @@ async def test_budgets_that_are_twice_too_high() -> None:
 @virtual
 async def test_one_429_does_not_slow_a_chat_down() -> None:
     """After its wait a chat has its normal pace; a second 429 within a minute halves it."""
-    telegram = Telegram()
-    bot, _ = paced(telegram)
+    telegram, bot, _ = paced()
     telegram.errors = [too_many(1)]
     await asyncio.gather(*(bot.send_message(7, str(i)) for i in range(10)))
     assert telegram.times()[-1] == pytest.approx(5, abs=0.5)
@@ -230,7 +219,7 @@ async def test_a_late_first_request_does_not_make_the_next_ones_early() -> None:
     for private in (7, -7):
         floods = FloodControl(clock=now, bulk=1_000_000)
         telegram = Telegram(floods, latency=lambda: 1.0 if len(telegram.left) == 1 else 0.02)  # noqa: B023 - called in this turn of the loop
-        bot, _ = paced(telegram)
+        _, bot, _ = paced(telegram)
         await asyncio.gather(*(bot.send_message(private, str(i)) for i in range(12)))
         assert floods.refused == 0
         assert telegram.times()[-1] == pytest.approx(7, abs=0.7)
@@ -245,7 +234,7 @@ async def test_albums_between_messages_are_no_flood() -> None:
     for seed in range(5):
         random.seed(seed)
         floods = FloodControl(clock=now, bulk=1_000_000)
-        bot, _ = paced(Telegram(floods, latency=lambda: random.uniform(0.02, 0.4)), max_wait=600)
+        _, bot, _ = paced(Telegram(floods, latency=lambda: random.uniform(0.02, 0.4)), max_wait=600)
         requests = []
         for _ in range(40):
             items = random.randint(2, 10) if random.random() < 0.2 else 1
@@ -263,8 +252,7 @@ async def test_albums_between_messages_are_no_flood() -> None:
 @virtual
 async def test_a_method_without_a_chat_is_slower_after_two_429s() -> None:
     """A second 429 within a minute means that its calls are too close together."""
-    telegram = Telegram()
-    bot, _ = paced(telegram)
+    telegram, bot, _ = paced()
     telegram.errors = [too_many(1), None, too_many(1)]
     for name in ("a", "b"):
         await bot(SetMyName(name=name))
@@ -281,7 +269,7 @@ async def test_a_pace_may_be_halved_while_an_album_waits() -> None:
     random.seed(1)  # the other instance is the first one after the block
     limiter = virtual_limiter()
     one, two = Telegram(), Telegram(latency=0.2)
-    (bot, _), (other, _) = paced(one, limiter=limiter), paced(two, limiter=limiter)
+    (_, bot, _), (_, other, _) = paced(one, limiter=limiter), paced(two, limiter=limiter)
     two.errors = [too_many(6), too_many(5)]
     refused = asyncio.create_task(other.send_message(7, "refused twice"))
     await asyncio.sleep(0.01)
@@ -300,8 +288,7 @@ async def test_a_request_says_how_long_it_may_wait() -> None:
     """A 429 of 37 s is waited for inside `waiting_up_to(60)`, or where `max_wait` allows it for
     this kind, and raised otherwise. Several 429s use up one patience; a later call has a new one.
     """
-    telegram = Telegram()
-    bot, _ = paced(telegram, max_wait={"message": 40})
+    telegram, bot, _ = paced(max_wait={"message": 40})
     telegram.errors = [too_many(37)]
     began = now()
     with waiting_up_to(60):
@@ -325,8 +312,7 @@ async def test_a_request_says_how_long_it_may_wait() -> None:
 @virtual
 async def test_patience_covers_the_turn_and_the_budget() -> None:
     """A request that cannot be sent in time fails, at the latest when its time is over."""
-    telegram = Telegram()
-    bot, _ = paced(telegram, per_chat="1/10s")
+    telegram, bot, _ = paced(per_chat="1/10s")
     await bot.send_message(7, "0")
     began = now()
     with waiting_up_to(5), pytest.raises(NotSentError, match="would have to wait 10 s"):
@@ -356,9 +342,7 @@ async def test_patience_covers_the_turn_and_the_budget() -> None:
 @virtual
 async def test_what_telegram_says_is_bounded(error: TelegramAPIError, wait: float) -> None:
     """Without a usable time a 429 waits a second, and never longer than a day."""
-    telegram = Telegram()
-    telegram.errors = [error]
-    bot, _ = paced(telegram)
+    _, bot, _ = paced(errors=[error])
     began = now()
     with waiting_up_to(100_000):
         await bot.send_message(7, "x")
@@ -388,7 +372,7 @@ async def test_a_raid_meets_one_429(instances: int) -> None:
     Raided.full_at, Raided.blocked_until, Raided.refused = 0.0, 0.0, 0
     limiter = virtual_limiter()
     telegrams = [Raided(latency=0.03) for _ in range(instances)]
-    bots = [paced(each, limiter=limiter)[0] for each in telegrams]
+    bots = [paced(each, limiter=limiter)[1] for each in telegrams]
     bans = [
         asyncio.create_task(bots[user % instances].ban_chat_member(GROUP, user))
         for user in range(20)
@@ -413,7 +397,7 @@ async def test_a_method_is_held_back_on_all_instances_and_in_all_chats() -> None
     """
     limiter = virtual_limiter()
     one, two = Telegram(), Telegram()
-    (bot, _), (other, _) = paced(one, limiter=limiter), paced(two, limiter=limiter)
+    (_, bot, _), (_, other, _) = paced(one, limiter=limiter), paced(two, limiter=limiter)
     began = now()
     await asyncio.gather(*(bot.delete_message(GROUP, i) for i in range(20)))
     with without_waiting():
@@ -434,8 +418,7 @@ async def test_a_method_is_held_back_on_all_instances_and_in_all_chats() -> None
 @virtual
 async def test_methods_without_a_chat_run_side_by_side_until_a_429() -> None:
     """Twenty calls leave at once; after their 429s they leave one after the other."""
-    telegram = Telegram(latency=1.0)
-    bot, _ = paced(telegram)
+    telegram, bot, _ = paced(latency=1.0)
     call = SetMyCommands(commands=[BotCommand(command="x", description="x")])
     await asyncio.gather(*(bot(call) for _ in range(20)))
     assert now() - 1_000 < 1.5
@@ -452,8 +435,7 @@ async def test_methods_without_a_chat_run_side_by_side_until_a_429() -> None:
 async def test_service_messages_count_in_a_group() -> None:
     """Twenty pins and new topics fill a group's minute, but take nothing of the burst, however late
     they are; a private chat has no such limit."""
-    telegram = Telegram(latency=lambda: 0.02 if telegram.log else 1.0)
-    bot, _ = paced(telegram)
+    telegram, bot, _ = paced(latency=lambda: 0.02 if telegram.log else 1.0)
     await bot(PinChatMessage(chat_id=GROUP, message_id=1))
     began = now()
     await asyncio.gather(*(bot.send_message(GROUP, str(i)) for i in range(5)))

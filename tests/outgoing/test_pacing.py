@@ -54,8 +54,7 @@ async def test_a_chat_gets_a_burst_and_then_one_a_second() -> None:
 
     In a group the 21st is sent a minute after the first. With None for every budget nothing waits.
     """
-    telegram = Telegram()
-    bot, _ = paced(telegram)
+    telegram, bot, _ = paced()
     await asyncio.gather(*(bot.send_message(7, str(i)) for i in range(8)))
     assert near(telegram.times(), [0, 0, 0, 0, 0, 1, 2, 3])
     assert telegram.texts() == [str(i) for i in range(8)]
@@ -63,7 +62,7 @@ async def test_a_chat_gets_a_burst_and_then_one_a_second() -> None:
     times = telegram.times(GROUP)
     assert times[19] == pytest.approx(15, abs=0.2)
     assert times[20:] == pytest.approx([60, 60], abs=0.2)
-    bot, outgoing = paced(Telegram(), per_chat=None, per_group=None, broadcast=None)
+    _, bot, outgoing = paced(per_chat=None, per_group=None, broadcast=None)
     began = now()
     async with outgoing.broadcasting():
         await asyncio.gather(*(bot.send_message(GROUP, str(i)) for i in range(200)))
@@ -74,8 +73,7 @@ async def test_a_chat_gets_a_burst_and_then_one_a_second() -> None:
 async def test_a_busy_chat_delays_no_other() -> None:
     """With 100 messages waiting for one chat, a hundred users get replies at once: there is no
     common limit on replies. Answers, getters and deletions in the busy chat do not wait either."""
-    telegram = Telegram()
-    bot, _ = paced(telegram)
+    telegram, bot, _ = paced()
     backlog = [asyncio.create_task(bot.send_message(7, str(i))) for i in range(100)]
     await asyncio.sleep(3)
     began = now()
@@ -95,8 +93,7 @@ async def test_only_broadcasts_use_the_broadcast_budget() -> None:
 
     With `allow_paid_broadcast` a thousand users are reached within a second.
     """
-    telegram = Telegram()
-    bot, outgoing = paced(telegram)
+    telegram, bot, outgoing = paced()
 
     async def broadcast(*users: int, paid: bool | None = None) -> None:
         async with outgoing.broadcasting():
@@ -122,8 +119,7 @@ async def test_only_broadcasts_use_the_broadcast_budget() -> None:
 async def test_waiting_requests_are_bounded() -> None:
     """Above `max_waiting` for its chat, or ten times as many in all, a request fails at once; the
     error says how many wait. A cancelled one takes no permit, and the next is sent instead."""
-    telegram = Telegram()
-    bot, _ = paced(telegram, max_waiting=10)
+    telegram, bot, _ = paced(max_waiting=10)
     others = [asyncio.create_task(bot.send_message(8, str(i))) for i in range(8)]
     tasks = [asyncio.create_task(bot.send_message(7, str(i))) for i in range(30)]
     await asyncio.sleep(0.5)
@@ -140,7 +136,7 @@ async def test_waiting_requests_are_bounded() -> None:
     await asyncio.gather(*others)
     assert near(telegram.times(7), [0, 0, 0, 0, 0, 1])
     assert telegram.texts(7) == ["0", "1", "2", "3", "4", "10"]
-    bot, _ = paced(Telegram(), max_waiting=2, per_chat="1/minute")
+    _, bot, _ = paced(max_waiting=2, per_chat="1/minute")
     many = (bot.send_message(i // 3, "x") for i in range(30, 120))
     outcomes = await asyncio.gather(*many, return_exceptions=True)
     assert sum(isinstance(each, SendQueueFullError) for each in outcomes) > 10
@@ -150,8 +146,7 @@ async def test_waiting_requests_are_bounded() -> None:
 async def test_without_waiting_is_one_try() -> None:
     """Inside `without_waiting()` a request is sent at once or raises NotSentError, which says what
     is true; a 429 is raised, and an earlier block without asking Telegram."""
-    telegram = Telegram()
-    bot, _ = paced(telegram, per_chat="1/s burst 1")
+    telegram, bot, _ = paced(per_chat="1/s burst 1")
     with without_waiting():
         await bot.send_message(7, "goes")
         with pytest.raises(NotSentError, match="sendMessage to chat 7 was not sent"):
@@ -181,8 +176,7 @@ async def test_without_waiting_is_one_try() -> None:
 @virtual
 async def test_a_reply_passes_a_broadcast_to_the_same_chat() -> None:
     """A broadcast that waits lets a reply to the same chat go first."""
-    telegram = Telegram()
-    bot, outgoing = paced(telegram, per_chat="1/s burst 1", broadcast="1/10s")
+    telegram, bot, outgoing = paced(per_chat="1/s burst 1", broadcast="1/10s")
 
     async def broadcast(chat: int) -> None:
         async with outgoing.broadcasting():
@@ -202,8 +196,7 @@ async def test_a_reply_passes_a_broadcast_to_the_same_chat() -> None:
 @virtual
 async def test_an_album_costs_its_items() -> None:
     """Ten photos are sent at once, and the chat then waits for all ten permits."""
-    telegram = Telegram(floods := FloodControl(clock=now))
-    bot, _ = paced(telegram)
+    telegram, bot, _ = paced(Telegram(floods := FloodControl(clock=now)))
     photos = [InputMediaPhoto(media=str(i)) for i in range(10)]
     await asyncio.gather(
         bot(SendMediaGroup(chat_id=7, media=photos)), bot.send_message(7, "behind it")
@@ -223,14 +216,12 @@ async def test_a_slow_answer_is_overtaken() -> None:
 
     With `in_order=False` no request waits for the answer to another.
     """
-    telegram = Telegram()
-    bot, _ = paced(telegram)
+    telegram, bot, _ = paced()
     telegram.latency = lambda: 60.0 if not telegram.left[1:] else 0.02
     await asyncio.gather(bot.send_message(7, "a video"), bot.send_message(7, "a text"))
     assert telegram.texts() == ["a text", "a video"]
     assert telegram.log[0][0] - 1_000 == pytest.approx(5, abs=0.1)
-    telegram = Telegram(latency=2.0)
-    bot, _ = paced(telegram, in_order=False)
+    telegram, bot, _ = paced(latency=2.0, in_order=False)
     await asyncio.gather(*(bot.send_message(7, str(i)) for i in range(5)))
     assert telegram.times()[-1] < 0.1
 
@@ -241,8 +232,9 @@ async def test_a_backlog_is_sent_at_telegrams_limit_without_429(group: bool) -> 
     """At Telegram's limits with varying latencies: no 429, and 95 % of the maximum."""
     random.seed(1)
     floods = FloodControl(clock=now, bulk=1_000_000)  # replies, all of them
-    telegram = Telegram(floods, latency=lambda: random.uniform(0.02, 0.3))
-    bot, _ = paced(telegram, margin=0.02)
+    telegram, bot, _ = paced(
+        Telegram(floods, latency=lambda: random.uniform(0.02, 0.3)), margin=0.02
+    )
     chats, each = range(1, 11), 60
     sign = -1 if group else 1
     await asyncio.gather(
@@ -261,8 +253,7 @@ async def test_bans_do_not_apply_to_outgoing_requests() -> None:
     recorder, clock = Recorder(), asyncio.get_running_loop().time
     limiter = Limiter(MemoryStorage(clock=clock), clock=clock, observer=recorder)
     await limiter.ban(Subject(chat=7), "1h")
-    telegram = Telegram()
-    bot, _ = paced(telegram, limiter=limiter)
+    telegram, bot, _ = paced(limiter=limiter)
     async with asyncio.timeout(5):
         await bot.send_message(7, "You are not heard here for an hour.")
     assert len(telegram.texts()) == 1
@@ -293,7 +284,7 @@ async def test_a_notice_that_would_wait_is_dropped(caplog: pytest.LogCaptureFixt
     """Without a delay or a log line; the user is notified at a later refusal, once."""
     caplog.set_level(logging.INFO)
     telegram = Telegram()
-    feed = started(paced(telegram, per_chat="1/5s burst 1")[0], "1/h")
+    feed = started(paced(telegram, per_chat="1/5s burst 1")[1], "1/h")
     await feed()
     began = now()
     await feed()
@@ -313,7 +304,7 @@ async def test_a_notice_that_would_wait_is_dropped(caplog: pytest.LogCaptureFixt
 async def test_a_group_gets_few_notices(is_paced: bool) -> None:
     """If 20 members of a group send too much, the group gets three notices a minute."""
     telegram = Telegram()
-    bot = paced(telegram)[0] if is_paced else Bot(TOKEN, telegram)
+    bot = paced(telegram)[1] if is_paced else Bot(TOKEN, telegram)
     feed = started(bot, "1/h", answers=False, on_limited=Notices(in_groups=True))
     for notices in (3, 6):
         for user in [*range(1, 21)] * 2:
@@ -327,7 +318,7 @@ async def test_waits_and_waiting_requests_are_reported() -> None:
     """Observers get the delay of a request and the number of those that wait, without actions and
     what is in progress."""
     telegram, recorder = Telegram(), Recorder()
-    bot, _ = paced(telegram, observer=recorder, per_chat="1/10s")
+    _, bot, _ = paced(telegram, observer=recorder, per_chat="1/10s")
     await asyncio.gather(*(bot.send_message(7, f"{i}") for i in range(3)))
     waits = [waited for *_, waited in recorder.named("request_done")]
     assert waits == pytest.approx([0, 10, 20], abs=0.2)
@@ -349,7 +340,7 @@ async def test_every_429_is_reported() -> None:
     """Also of a method that is not paced or must not wait, of a dropped chat action, and of a
     request whose caller gives up during the wait."""
     telegram, recorder = Telegram(), Recorder()
-    bot, _ = paced(telegram, observer=recorder, retries=1)
+    _, bot, _ = paced(telegram, observer=recorder, retries=1)
     for seconds, call in (
         ((3, 4), bot.delete_message(7, 1)),
         ((5,), bot.get_me()),
@@ -380,7 +371,7 @@ async def test_each_request_is_reported_and_counted() -> None:
     telegram, recorder = Telegram(), Recorder()
     limiter = Limiter(MemoryStorage(), statistics=True)
     options = {"limiter": limiter, "observer": recorder}
-    bot, outgoing = paced(telegram, **options, per_chat="1/10s", retries=0)
+    _, bot, outgoing = paced(telegram, **options, per_chat="1/10s", retries=0)
     await bot.send_message(7, "sent")
     with without_waiting(), pytest.raises(NotSentError):
         await bot.send_message(7, "would have to wait")

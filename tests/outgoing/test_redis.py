@@ -23,6 +23,7 @@ from bot_ratelimit import (
 )
 from example_bot.demo.botapi import BotApi
 from example_bot.demo.floods import FloodControl
+from tests.benches import Pauses
 from tests.servers import Server
 
 from .programs import share_backlog
@@ -148,14 +149,16 @@ async def test_three_processes_share_a_backlog(own_server: Server) -> None:
     """All messages arrive over HTTP once and in order, and the waits of 429s are kept."""
     floods = FloodControl(bulk=1_000_000)
     async with BotApi(floods) as api:
-        options = {"chats": 10, "each": 8}
-        assert await share_backlog(api.url, own_server.url, 3, options) == [0, 0, 0]
+        with Pauses() as pauses:
+            options = {"chats": 10, "each": 8}
+            assert await share_backlog(api.url, own_server.url, 3, options) == [0, 0, 0]
     for chat in range(1, 11):
         texts = [call.text.split() for call in api.calls if call.chat_id == chat]
         assert len(texts) == 8
         for number in range(3):
             assert [int(i) for who, i in texts if who == str(number)] == [*range(number, 8, 3)]
-    assert len(api.refused) <= 5
+    # What arrives after a pause of this machine looks like a flood, in every chat.
+    assert len(api.refused) <= (5 if pauses.longest < 0.1 else 15)
     assert floods.impatient == 0
 
 

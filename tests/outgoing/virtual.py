@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import selectors
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from functools import wraps
 from typing import Any, cast
 
@@ -144,12 +144,20 @@ class Telegram(BaseSession):
         yield b""
 
 
-def paced(telegram: Telegram, **options: Any) -> tuple[Bot, OutgoingLimits]:
-    """A bot with limits on a memory storage in virtual time."""
+def paced(
+    telegram: Telegram | None = None,
+    *,
+    errors: Sequence[Exception | None] = (),
+    latency: Callable[[], float] | float = 0.02,
+    **options: Any,
+) -> tuple[Telegram, Bot, OutgoingLimits]:
+    """A bot with limits on a memory storage in virtual time, and the Telegram that it talks to."""
+    telegram = telegram or Telegram(latency=latency)
+    telegram.errors += errors
     limiter = options.pop("limiter", None) or virtual_limiter()
     bot = Bot(TOKEN, telegram)
     outgoing = OutgoingLimits(limiter=limiter, **({"margin": 0} | options))
-    return bot, outgoing.setup(bot)
+    return telegram, bot, outgoing.setup(bot)
 
 
 def virtual_limiter() -> Limiter:
