@@ -9,18 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import redis.asyncio as aioredis
 
-from bot_ratelimit import Limiter, MemoryStorage, Penalty, RateLimitMiddleware, RedisStorage, Rule
+from bot_ratelimit import Limiter, MemoryStorage, Penalty, RateLimitMiddleware, Rule
 from bot_ratelimit.config.live import Live
 from bot_ratelimit.config.overrides import Overrides, applied
 from bot_ratelimit.rules.rule import rules_of
 from bot_ratelimit.storage.documents import LIFETIME
-from bot_ratelimit.testing import Clock
+from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.benches import Bench
 from tests.incoming.support import Instance, message
 from tests.recorder import Recorder
-from tests.servers import Server
 
 LIVE = "bot:ratelimit:live"
 SEVEN = message()["from"] | {"id": 7}
@@ -203,27 +201,19 @@ async def test_all_limits_off_and_exemptions(bench: Bench, bot: Any) -> None:
     assert await allowed(instance, **private) == 6
 
 
-async def test_an_outage_changes_nothing(
-    own_server: Server, bot: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_outage_changes_nothing(bot: Any, caplog: pytest.LogCaptureFixture) -> None:
     """The last version stays in force; `problem` has the reason, and only decisions log it."""
-    async with aioredis.Redis(port=own_server.port) as client:
-        storage = RedisStorage(client)
-        _, live = bot(storage)
-        await change(live, storage, TIGHT)
-        own_server.kill()
-        for _ in range(3):
-            await live.refresh()
-        assert live.overrides == TIGHT
-        assert "live document" not in caplog.text
-        assert live.problem
-        own_server.start()
-        async with asyncio.timeout(10):
-            while live.problem:
-                await live.refresh()
-                await asyncio.sleep(0.02)
-        assert await storage.documents().read(LIVE) == TIGHT.to_json()
-        await storage.close()
+    storage = FlakyStorage()
+    _, live = bot(storage)
+    await change(live, storage, TIGHT)
+    storage.fail()
+    for _ in range(3):
+        await live.refresh()
+    assert (live.overrides, live.problem) == (TIGHT, "out of reach")
+    assert "live document" not in caplog.text
+    storage.heal()
+    await live.refresh()
+    assert (live.overrides, live.problem) == (TIGHT, "")
 
 
 async def test_cancelled_polling_starts_again(monkeypatch: pytest.MonkeyPatch, bot: Any) -> None:

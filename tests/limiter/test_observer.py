@@ -275,27 +275,6 @@ async def test_decisions_of_all_instances_are_added_up(bench: Bench) -> None:
     assert bench.client is None or kinds == {"", ":refused", ":minutes"}
 
 
-async def test_decisions_are_written_automatically(client: aioredis.Redis) -> None:
-    """Some time after the first decision everything is written in one command, and that is all."""
-    storage, others = RedisStorage(client), asyncio.all_tasks()
-    # Longer than the hits take on a busy machine.
-    limiter = Limiter(MemoryStorage(), observer=Statistics(storage, "bot", 1.0, every=1.0))
-    for i in range(50):
-        await limiter.hit("5/d", Subject(user=i % 7))
-    assert not await client.keys("bot:ratelimit:stats:*")
-
-    async def scripts_run() -> int:
-        stats = await client.info("commandstats")
-        found = [stats.get(f"cmdstat_{name}", {}) for name in ("eval", "evalsha")]
-        return sum(each.get("calls", 0) - each.get("failed_calls", 0) for each in found)
-
-    before = await scripts_run()
-    await eventually(lambda: client.keys("bot:ratelimit:stats:*"))
-    assert await scripts_run() == before + 1
-    await eventually(lambda: asyncio.all_tasks() == others)  # nothing is left to write
-    await storage.close()
-
-
 def test_another_event_loop_writes_too(
     own_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -173,18 +173,6 @@ def start(server: Server, log: redis.Redis, count: int) -> list[ForkServerProces
     return started
 
 
-def kill(process: ForkServerProcess, log: redis.Redis) -> None:
-    process.kill()
-    process.join(10)
-    log.rpush(LOG, f"killed {process.pid}")
-
-
-def finish(process: ForkServerProcess) -> None:
-    process.join(60)
-    assert process.exitcode == 0
-    process.close()
-
-
 def until(log: redis.Redis, entries: int) -> None:
     """Wait until this much work is done."""
     deadline = time.monotonic() + 30
@@ -210,20 +198,26 @@ def most_at_once(events: list[str]) -> int:
 
 
 def test_never_four_at_once(separate_server: Server, log: redis.Redis) -> None:
-    """200 tasks in three processes with three slots, one of them killed, server restarted."""
-    first, second, third = start(separate_server, log, 3)
+    """200 tasks in three processes with three slots, one of them killed, server restarted.
+
+    The slots of the killed one are free when their leases end.
+    """
+    killed, *others = start(separate_server, log, 3)
     until(log, 60)
-    kill(first, log)
-    (fourth,) = start(separate_server, log, 1)
+    killed.kill()
+    killed.join(10)
+    log.rpush(LOG, f"killed {killed.pid}")
+    others += start(separate_server, log, 1)
     until(log, 150)
     separate_server.kill()
     time.sleep(0.1)
     separate_server.start()
-    for process in (second, third, fourth):
-        finish(process)
+    for process in others:
+        process.join(60)
+        assert process.exitcode == 0
+        process.close()
     events = log.lrange(LOG, 0, -1)
-    ended = [event for event in events if event.startswith("end")]
-    assert len(ended) >= 3 * TASKS
+    assert sum(event.startswith("end") for event in events) >= 3 * TASKS
     assert most_at_once(events) == 3
     with redis.Redis(port=separate_server.port) as client:
         assert all(client.pttl(key) > 0 for key in client.scan_iter())

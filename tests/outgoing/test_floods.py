@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -21,16 +22,18 @@ from aiogram.methods import (
     SendMediaGroup,
     SendMessage,
     SetMyCommands,
-    SetMyName,
 )
 from aiogram.types import BotCommand, InputMediaPhoto
 
 from bot_ratelimit import Limiter, NotSentError, waiting_up_to, without_waiting
 from bot_ratelimit.testing import FlakyStorage
 from example_bot.demo.floods import FloodControl
+from example_bot.demo.methods import ApiError
 from tests.tables import table
 
 from .virtual import Telegram, now, paced, too_many, virtual, virtual_limiter
+
+GROUP = -100
 
 
 @virtual
@@ -55,75 +58,46 @@ async def test_a_request_is_sent_again_after_its_wait() -> None:
 
 @virtual
 async def test_all_instances_know_of_a_block() -> None:
-    """After a 429 on one instance the others also wait, without asking Telegram.
-
-    A later but shorter wait does not shorten a longer one.
-    """
+    """After a 429 on one instance the others also wait, without asking Telegram: a message in that
+    chat, another method in every chat. A later but shorter wait does not shorten a longer one."""
     limiter = virtual_limiter()
     one, two = Telegram(latency=0.02), Telegram(latency=0.04)
     (_, bot, _), (_, other, _) = paced(one, limiter=limiter), paced(two, limiter=limiter)
-    one.errors = [too_many(5)]
-    began = now()
-    task = asyncio.create_task(bot.send_message(7, "one"))
-    await asyncio.sleep(1)
-    await other.send_message(7, "two")
-    await task
-    assert len(two.left) == 1
-    assert 5 <= two.log[0][0] - began < 8
-    one.errors, two.errors = [too_many(9)], [too_many(2)]
-    began = now()
+    for first, second in (
+        (bot.send_message(7, "one"), other.send_message(7, "two")),
+        (bot.ban_chat_member(GROUP, 1), other.ban_chat_member(GROUP - 1, 2)),
+    ):
+        one.errors, began = [too_many(5)], now()
+        task = asyncio.create_task(first)
+        await asyncio.sleep(1)
+        await second
+        await task
+        assert 5 <= two.log[-1][0] - began < 8
+    assert (len(one.left), len(two.left)) == (4, 2)
+    one.errors, two.errors, began = [too_many(9)], [too_many(2)], now()
     await asyncio.gather(bot.send_message(8, "one"), other.send_message(8, "two"))
     assert min(one.log[-1][0], two.log[-1][0]) - began >= 9
 
 
 @virtual
-async def test_a_block_beyond_max_wait_is_raised() -> None:
-    """Beyond `max_wait` the error is raised at once; later calls get the rest of the wait."""
-    telegram, bot, _ = paced(errors=[too_many(60)])
-    with pytest.raises(TelegramRetryAfter) as caught:
-        await bot.send_message(7, "x")
-    assert caught.value.retry_after == 60
-    await asyncio.sleep(20)
-    with pytest.raises(TelegramRetryAfter) as caught:
-        await bot.send_message(7, "x")
-    assert caught.value.retry_after == 40
-    assert len(telegram.left) == 1
-    await asyncio.sleep(31)
-    await bot.send_message(7, "x")
-    assert 60 <= telegram.log[0][0] - 1_000 < 61
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        TelegramNetworkError(None, "broken"),  # type: ignore[arg-type] # the method does not matter
-        TelegramServerError(None, "502"),  # type: ignore[arg-type]
-        TelegramAPIError(None, "Something else"),  # type: ignore[arg-type]
-    ],
-    ids=["network", "5xx", "another error"],
-)
-@virtual
-async def test_other_errors_are_never_repeated(error: Exception) -> None:
-    """A request that may have been delivered is not sent again."""
-    telegram, bot, _ = paced(errors=[error])
-    with pytest.raises(type(error)):
-        await bot.send_message(7, "x")
-    assert len(telegram.left) == 1
-    await bot.send_message(7, "goes on")
-
-
-@pytest.mark.parametrize("repeat", [False, True])
-@virtual
-async def test_an_album_is_repeated_only_if_asked_for(repeat: bool) -> None:
-    """A part of an album may have been delivered, so by default its 429 is raised."""
-    telegram, bot, _ = paced(errors=[too_many(1)], repeat_albums=repeat)
+async def test_what_may_have_been_delivered_is_not_repeated() -> None:
+    """After another error than a 429, and a part of an album may have been delivered as well: by
+    default its 429 is raised."""
+    errors: Any = (TelegramNetworkError, TelegramServerError, TelegramAPIError)
+    for kind in errors:
+        telegram, bot, _ = paced(errors=[kind(None, "Something else")])
+        with pytest.raises(kind):
+            await bot.send_message(7, "x")
+        assert len(telegram.left) == 1
+        await bot.send_message(7, "goes on")
     album = SendMediaGroup(chat_id=7, media=[InputMediaPhoto(media="1")] * 2)
-    if repeat:
+    telegram, bot, _ = paced(errors=[too_many(1)])
+    with pytest.raises(TelegramRetryAfter):
         await bot(album)
-    else:
-        with pytest.raises(TelegramRetryAfter):
-            await bot(album)
-    assert len(telegram.left) == 1 + repeat
+    assert len(telegram.left) == 1
+    telegram, bot, _ = paced(errors=[too_many(1)], repeat_albums=True)
+    await bot(album)
+    assert len(telegram.left) == 2
 
 
 @virtual
@@ -202,15 +176,25 @@ async def test_budgets_that_are_twice_too_high() -> None:
 
 @virtual
 async def test_one_429_does_not_slow_a_chat_down() -> None:
-    """After its wait a chat has its normal pace; a second 429 within a minute halves it."""
-    telegram, bot, _ = paced()
-    telegram.errors = [too_many(1)]
+    """After its wait a chat has its normal pace; a second 429 within a minute halves it.
+
+    The calls of a method without a chat are then further apart, too.
+    """
+    telegram, bot, _ = paced(errors=[too_many(1)])
     await asyncio.gather(*(bot.send_message(7, str(i)) for i in range(10)))
     assert telegram.times()[-1] == pytest.approx(5, abs=0.5)
     telegram.errors = [too_many(1)]
     began = now()
     await asyncio.gather(*(bot.send_message(7, str(i)) for i in range(5)))
     assert 1 + 2 * 4 <= now() - began < 11
+    telegram.errors = [too_many(1), None, too_many(1)]
+    for _ in range(2):
+        await bot.set_my_name("x")
+        await asyncio.sleep(2)  # a 429 just after the end of a block belongs to that block
+    began = now()
+    for _ in range(3):
+        await bot.set_my_name("x")
+    assert now() - began >= 2
 
 
 @virtual
@@ -250,20 +234,6 @@ async def test_albums_between_messages_are_no_flood() -> None:
 
 
 @virtual
-async def test_a_method_without_a_chat_is_slower_after_two_429s() -> None:
-    """A second 429 within a minute means that its calls are too close together."""
-    telegram, bot, _ = paced()
-    telegram.errors = [too_many(1), None, too_many(1)]
-    for name in ("a", "b"):
-        await bot(SetMyName(name=name))
-        await asyncio.sleep(2)  # a 429 just after the end of a block belongs to that block
-    began = now()
-    for name in ("c", "d", "e"):
-        await bot(SetMyName(name=name))
-    assert now() - began >= 2
-
-
-@virtual
 async def test_a_pace_may_be_halved_while_an_album_waits() -> None:
     """Two 429s of another instance change what the album takes at once; it is sent all the same."""
     random.seed(1)  # the other instance is the first one after the block
@@ -280,39 +250,42 @@ async def test_a_pace_may_be_halved_while_an_album_waits() -> None:
     assert (len(one.log), len(two.log)) == (5, 1)
 
 
-GROUP = -100
-
-
 @virtual
 async def test_a_request_says_how_long_it_may_wait() -> None:
     """A 429 of 37 s is waited for inside `waiting_up_to(60)`, or where `max_wait` allows it for
-    this kind, and raised otherwise. Several 429s use up one patience; a later call has a new one.
-    """
-    telegram, bot, _ = paced(max_wait={"message": 40})
-    telegram.errors = [too_many(37)]
+    this kind, and raised otherwise, at once; later calls get the rest of the wait."""
+    telegram, bot, _ = paced(max_wait={"message": 40}, errors=[too_many(37)])
     began = now()
     with waiting_up_to(60):
         await bot.edit_message_text("the answer", chat_id=7, message_id=1)
     assert 37 <= now() - began < 38
-    telegram.errors = [too_many(37)]
-    with pytest.raises(TelegramRetryAfter):
-        await bot.edit_message_text("x", chat_id=8, message_id=1)
-    telegram.errors = [too_many(37)]
+    telegram.errors, began = [too_many(37)], now()
     await bot.send_message(9, "a message")
-    telegram.errors = [too_many(20)] * 3
+    assert 37 <= now() - began < 38
+    telegram.left.clear()
+    telegram.errors, began = [too_many(60)], now()
+    for slept, left in ((0, 60), (20, 40)):
+        await asyncio.sleep(slept)
+        with pytest.raises(TelegramRetryAfter) as caught:
+            await bot.edit_message_text("x", chat_id=8, message_id=1)
+        assert caught.value.retry_after == left
+    assert len(telegram.left) == 1
+    await asyncio.sleep(31)
+    await bot.edit_message_text("x", chat_id=8, message_id=1)
+    assert 60 <= telegram.log[-1][0] - began < 61
+
+
+@virtual
+async def test_patience_covers_everything_from_the_call_on() -> None:
+    """Several 429s, the turn and the budget use up one patience; a later call has a new one."""
+    telegram, bot, _ = paced(per_chat="1/10s", errors=[too_many(20)] * 3)
     began = now()
     with waiting_up_to(50):
         with pytest.raises(TelegramRetryAfter):
             await bot.send_message(10, "x")
         assert 40 <= now() - began < 41
         await bot.send_message(10, "y")
-    assert telegram.texts(10) == ["y"]
-
-
-@virtual
-async def test_patience_covers_the_turn_and_the_budget() -> None:
-    """A request that cannot be sent in time fails, at the latest when its time is over."""
-    telegram, bot, _ = paced(per_chat="1/10s")
+    assert telegram.texts() == ["y"]
     await bot.send_message(7, "0")
     began = now()
     with waiting_up_to(5), pytest.raises(NotSentError, match="would have to wait 10 s"):
@@ -326,7 +299,7 @@ async def test_patience_covers_the_turn_and_the_budget() -> None:
     with waiting_up_to(30):
         await bot.send_message(7, "2")
     await first
-    assert telegram.texts() == ["0", "1", "2"]
+    assert telegram.texts(7) == ["0", "1", "2"]
 
 
 @table(
@@ -349,29 +322,27 @@ async def test_what_telegram_says_is_bounded(error: TelegramAPIError, wait: floa
     assert wait <= now() - began < wait + 0.5
 
 
-class Raided(Telegram):
-    """A Telegram that takes four bans and then one a second, from all instances together."""
+class Raided(FloodControl):
+    """Takes four bans and then one a second, from all instances together."""
 
     full_at = blocked_until = 0.0
-    refused = 0
 
-    def _check(self, method: Any) -> None:
-        if not isinstance(method, BanChatMember):
+    def check(self, method: str, params: Mapping[str, str]) -> None:
+        if method != "banChatMember":
             return
-        if (wait := max(Raided.blocked_until - now(), Raided.full_at - now() - 3)) > 0:
-            Raided.refused += 1
-            Raided.blocked_until = now() + wait
-            raise too_many(math.ceil(wait))
-        Raided.full_at = max(Raided.full_at, now()) + 1
+        if (wait := max(self.blocked_until - now(), self.full_at - now() - 3)) > 0:
+            self.refused += 1
+            self.blocked_until = now() + wait
+            raise ApiError(429, "Too Many Requests", retry_after=math.ceil(wait))
+        self.full_at = max(self.full_at, now()) + 1
 
 
 @pytest.mark.parametrize("instances", [1, 3])
 @virtual
 async def test_a_raid_meets_one_429(instances: int) -> None:
     """Of 20 bans at once one is refused; all are carried out, and messages do not wait."""
-    Raided.full_at, Raided.blocked_until, Raided.refused = 0.0, 0.0, 0
-    limiter = virtual_limiter()
-    telegrams = [Raided(latency=0.03) for _ in range(instances)]
+    limiter, floods = virtual_limiter(), Raided()
+    telegrams = [Telegram(floods, latency=0.03) for _ in range(instances)]
     bots = [paced(each, limiter=limiter)[1] for each in telegrams]
     bans = [
         asyncio.create_task(bots[user % instances].ban_chat_member(GROUP, user))
@@ -383,51 +354,33 @@ async def test_a_raid_meets_one_429(instances: int) -> None:
     await bots[0].unban_chat_member(GROUP, 99)
     assert now() - began < 0.1
     assert await asyncio.gather(*bans) == [True] * 20
-    assert Raided.refused == 1
+    assert floods.refused == 1
     assert now() - 1_000 < 30
     users = [m.user_id for each in telegrams for _, m in each.log if isinstance(m, BanChatMember)]
     assert sorted(users) == [*range(20)]
 
 
 @virtual
-async def test_a_method_is_held_back_on_all_instances_and_in_all_chats() -> None:
-    """After the 429 of one instance, another one does not call the method in another chat.
-
-    Before a 429 calls wait for no budget, not even those that may not wait.
-    """
-    limiter = virtual_limiter()
-    one, two = Telegram(), Telegram()
-    (_, bot, _), (_, other, _) = paced(one, limiter=limiter), paced(two, limiter=limiter)
-    began = now()
+async def test_methods_without_a_budget_run_side_by_side_until_a_429() -> None:
+    """Twenty calls leave at once, also those that may not wait; after their 429s they leave one
+    after the other."""
+    telegram, bot, _ = paced()
     await asyncio.gather(*(bot.delete_message(GROUP, i) for i in range(20)))
+    assert now() - 1_000 < 1
     with without_waiting():
-        for i in range(9):
-            assert await bot.delete_message(GROUP, i)
-    assert now() - began < 1.3
-    one.left.clear()
-    one.errors = [too_many(5)]
-    began = now()
-    ban = asyncio.create_task(bot.ban_chat_member(GROUP, 1))
-    await asyncio.sleep(1)
-    await other.ban_chat_member(GROUP - 1, 2)
-    assert now() - began >= 5
-    await ban
-    assert (len(one.left), len(two.left)) == (2, 1)
-
-
-@virtual
-async def test_methods_without_a_chat_run_side_by_side_until_a_429() -> None:
-    """Twenty calls leave at once; after their 429s they leave one after the other."""
-    telegram, bot, _ = paced(latency=1.0)
+        assert await bot.delete_message(GROUP, 20)
+    telegram.latency = lambda: 1.0
     call = SetMyCommands(commands=[BotCommand(command="x", description="x")])
+    began = now()
     await asyncio.gather(*(bot(call) for _ in range(20)))
-    assert now() - 1_000 < 1.5
+    assert now() - began < 1.5
+    telegram.left.clear()
     telegram.errors = [too_many(3)] * 4
     began = now()
     await asyncio.gather(*(bot(call) for _ in range(4)))
-    assert telegram.log[20][0] - began >= 3
-    assert len(telegram.left) == 20 + 4 + 4
-    times = [at for at, _ in telegram.log[20:]]
+    times = [at for at, _ in telegram.log[-4:]]
+    assert times[0] - began >= 3
+    assert len(telegram.left) == 4 + 4
     assert all(b - a >= 1 for a, b in pairwise(times))
 
 
