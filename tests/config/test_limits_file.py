@@ -41,7 +41,10 @@ def middleware(
 
 
 def test_the_documented_file_is_complete() -> None:
-    """The example in the docs has every part, and is read as it says."""
+    """The example in the docs has every part, and is read as it says.
+
+    [[rules]] can have all fields of `Rule`; an editor may put a byte order mark before them.
+    """
     found = read_limits_file(EXAMPLE)
     assert found.rules == rules_of("1/s; 20/minute")
     assert found.exempt == {42, -100123}
@@ -53,19 +56,12 @@ def test_the_documented_file_is_complete() -> None:
     assert found.outgoing["per_group"] == "20/minute sliding"
     empty = LimitsFile()
     assert all(getattr(found, name) != getattr(empty, name) for name in LimitsFile.__slots__)
-
-
-def test_rules_of_a_file_have_scopes_names_and_costs() -> None:
-    """[[rules]] can have all fields of `Rule`; an editor may put a byte order mark before them."""
     file = written(
         "\ufeff[[rules]]\nlimit='9/s'\n[[rules]]\nlimit='5/m'\nscope='chat'\nname='x'\ncost=2\n"
         "[[rules]]\nlimit='3/day in UTC'\nname='image'\non_error='deny'\n"
     )
-    assert read_limits_file(file).rules == (
-        Rule("9/s"),
-        Rule("5/m", Scope.CHAT, "x", 2),
-        Rule("3/day in UTC", name="image", on_error="deny"),
-    )
+    image = Rule("3/day in UTC", name="image", on_error="deny")
+    assert read_limits_file(file).rules == (Rule("9/s"), Rule("5/m", Scope.CHAT, "x", 2), image)
 
 
 @table(

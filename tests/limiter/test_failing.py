@@ -16,7 +16,6 @@ from bot_ratelimit import (
     ConfigError,
     Decision,
     Limiter,
-    MemoryStorage,
     Penalty,
     RedisStorage,
     Rule,
@@ -134,15 +133,6 @@ async def test_a_reset_works_during_an_outage(
             await nothing.reset("1/m", ANNA)
 
 
-async def test_the_standby_is_bounded(broken: FlakyStorage) -> None:
-    """`memory_size` bounds the counts of this process in an outage."""
-    limiter = Limiter(broken, on_error="memory", memory_size=3)
-    for user in range(4):
-        assert await limiter.hit("1/h", Subject(user))
-    assert await limiter.hit("1/h", Subject(0))
-    assert not await limiter.hit("1/h", Subject(3))
-
-
 async def test_a_cancelled_probe_leaves_its_place_to_the_next(
     broken: FlakyStorage, clock: Clock
 ) -> None:
@@ -201,23 +191,21 @@ async def test_one_outage_is_one_line_for_all_parts(caplog: pytest.LogCaptureFix
     assert "updates, requests" in ended
 
 
-class Connecting(FlakyStorage):
-    """A storage with a connection of its own to a server that others ask, too."""
-
-    key_space = "shared"
-
-    def server(self, counts: Sequence[Count]) -> str:
-        return "redis.test:6379"
-
-    def status(self) -> Sequence[ConnectionStatus]:
-        error = "" if self._error is None else str(self._error)
-        return [ConnectionStatus("redis.test:6379", not error, 0.001, True, error)]
-
-
 async def test_an_outage_ends_when_every_part_is_connected_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """One part connects a second later than the other: that is no further outage for each hit."""
+
+    class Connecting(FlakyStorage):  # to a server that others ask, too
+        key_space = "shared"
+
+        def server(self, counts: Sequence[Count]) -> str:
+            return "redis.test:6379"
+
+        def status(self) -> Sequence[ConnectionStatus]:
+            error = "" if self._error is None else str(self._error)
+            return [ConnectionStatus("redis.test:6379", not error, 0.001, True, error)]
+
     clock, first, second = Clock(), Connecting(), Connecting()
     limiters = [Limiter(each, clock=clock) for each in (first, second)]
     for storage in (first, second):
@@ -235,24 +223,22 @@ async def test_an_outage_ends_when_every_part_is_connected_again(
     assert "after 2.0 s" in ended
 
 
-class Distant(FlakyStorage):
-    """A server so far away that only patient callers get an answer."""
-
-    latency = 0.4
-
-    async def ask(self, ask: Ask, *, timeout: float) -> Sequence[Verdict]:
-        if timeout < self.latency:
-            raise StorageError(f"no answer within {timeout:g} s", kind="timeout")
-        return await super().ask(ask, timeout=timeout)
-
-    def status(self) -> Sequence[ConnectionStatus]:
-        return [ConnectionStatus("memory", True, self.latency, True, "")]
-
-
 async def test_an_answer_that_is_too_late_for_others_ends_no_outage(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A part that waits longer keeps no circuit closed through which others get no answer."""
+
+    class Distant(FlakyStorage):  # only patient callers get an answer
+        latency = 0.4
+
+        async def ask(self, ask: Ask, *, timeout: float) -> Sequence[Verdict]:
+            if timeout < self.latency:
+                raise StorageError(f"no answer within {timeout:g} s", kind="timeout")
+            return await super().ask(ask, timeout=timeout)
+
+        def status(self) -> Sequence[ConnectionStatus]:
+            return [ConnectionStatus("memory", True, self.latency, True, "")]
+
     clock, storage = Clock(), Distant()
     limiter = Limiter(storage, clock=clock)
     requests = Decider(storage, "bot", timeout=1.0, part="requests", clock=clock)
@@ -310,17 +296,15 @@ async def test_one_update_waits_for_one_deadline() -> None:
     assert (storage.calls, deadline.left()) == (calls, 0.0)
 
 
-class Strict(FlakyStorage):
-    """A storage that cannot decide by a sliding window, like a server without scripts."""
-
-    async def ask(self, ask: Ask, *, timeout: float) -> Sequence[Verdict]:
-        if any(each.limit.algorithm is Algorithm.SLIDING_WINDOW for each in ask.counts):
-            raise ConfigError("NOPERM evalsha")
-        return await super().ask(ask, timeout=timeout)
-
-
 async def test_health_knows_what_was_not_decided() -> None:
     """A rule that the storage refuses is a problem, although others are decided or nobody hits."""
+
+    class Strict(FlakyStorage):  # like a server without scripts
+        async def ask(self, ask: Ask, *, timeout: float) -> Sequence[Verdict]:
+            if any(each.limit.algorithm is Algorithm.SLIDING_WINDOW for each in ask.counts):
+                raise ConfigError("NOPERM evalsha")
+            return await super().ask(ask, timeout=timeout)
+
     limiter = Limiter(Strict())
     limiter.decider.expect(rules_of("9/m sliding"))
     assert (await limiter.check()).problem == "NOPERM evalsha"
@@ -337,20 +321,18 @@ async def test_health_knows_what_was_not_decided() -> None:
     assert not (await limiter.check()).ok
 
 
-class Cluster(FlakyStorage):
-    """Two servers, one of which is gone: the one with the counts of users."""
-
-    def server(self, counts: Sequence[Count]) -> str:
-        return "near" if counts[0].key.endswith(":check") else "gone"
-
-    async def ask(self, ask: Ask, *, timeout: float) -> Sequence[Verdict]:
-        if self.server(ask.counts) == "gone":
-            raise StorageError("Connection refused")
-        return await super().ask(ask, timeout=timeout)
-
-
 async def test_a_check_that_one_server_answers_tells_of_the_others() -> None:
     """A bot that refuses a part of its users is not ready, whichever server is asked."""
+
+    class Cluster(FlakyStorage):  # the server with the counts of users is gone
+        def server(self, counts: Sequence[Count]) -> str:
+            return "near" if counts[0].key.endswith(":check") else "gone"
+
+        async def ask(self, ask: Ask, *, timeout: float) -> Sequence[Verdict]:
+            if self.server(ask.counts) == "gone":
+                raise StorageError("Connection refused")
+            return await super().ask(ask, timeout=timeout)
+
     limiter = Limiter(Cluster(), on_error="deny")
     for _ in range(3):
         assert not await limiter.hit("9/m", ANNA)
@@ -404,16 +386,6 @@ async def test_a_check_asks_the_server_and_charges_no_user(own_server: Server) -
         assert (health.ok, health.ready) == (False, False)
         assert "NOREPLICAS" in health.problem
         await limiter.close()
-
-
-async def test_memory_is_always_healthy() -> None:
-    """Without Redis there is no server to fail."""
-    limiter = Limiter(MemoryStorage(1))
-    limiter.open()
-    await limiter.hit("1/m", ANNA)
-    health = await limiter.check()
-    assert (health.ok, health.ready, health.source, health.servers) == (True, True, "memory", ())
-    assert not await limiter.hit("1/m", ANNA)
 
 
 @pytest.mark.parametrize(("policy", "ready"), [("allow", True), ("memory", True), ("deny", False)])

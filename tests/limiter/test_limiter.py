@@ -157,9 +157,8 @@ def test_arguments_are_checked_when_given(arguments: dict[str, Any], names: str)
         (None, "NoneType"),
         ("redis://localhost", "a str"),
     ):
-        wrong: Any = storage
         with pytest.raises(ConfigError, match=rf"^storage is .*{fix}") as error:
-            Limiter(wrong)
+            Limiter(storage)
         assert "s3cret" not in str(error.value)
 
 
@@ -178,10 +177,9 @@ async def test_an_invalid_hit_raises(
     """Invalid rules, costs, tokens and subjects are a ConfigError, whatever the storage does."""
     with pytest.raises(ConfigError, match=says):
         await limiter.hit(rules, ANNA, **options)
-    misused: Any = 42
     for ask in (limiter.hit, limiter.peek, limiter.reset):
         with pytest.raises(ConfigError, match=r"^subject=.*expected a Subject.*Subject\(user=42\)"):
-            await ask("1/s", misused)
+            await ask("1/s", 42)
 
 
 @pytest.mark.parametrize(

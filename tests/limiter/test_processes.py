@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 from itertools import combinations
 from multiprocessing.context import ForkServerProcess
-from pathlib import Path
 
 import pytest
 import redis
@@ -15,7 +13,7 @@ import redis
 from bot_ratelimit import Algorithm, Limit
 from tests import slot_worker, worker
 from tests.processes import FORKS
-from tests.servers import Server, running
+from tests.servers import Server
 from tests.slot_worker import LOG
 from tests.worker import BURST, DECISIONS, USERS, Report, Turns
 
@@ -144,28 +142,9 @@ def test_waiters_of_three_processes_share_a_budget(server: Server, limit: str) -
 TASKS = 67  # of each of three processes
 
 
-@pytest.fixture(params=["it remembers", "it forgets"])
-def separate_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    """A separate server, with or without persistence over its restart."""
-    options = ["--appendonly", "yes", "--appendfsync", "always"]
-    with running(
-        "redis-server", tmp_path, *options if request.param == "it remembers" else []
-    ) as server:
-        yield server
-
-
-@pytest.fixture
-def log(redis_server: Server) -> Iterator[redis.Redis]:
-    """The file in which the processes log their work, in one common order."""
-    with redis.Redis(port=redis_server.port, decode_responses=True) as log:
-        log.flushall()
-        yield log
-
-
-def start(server: Server, log: redis.Redis, count: int) -> list[ForkServerProcess]:
-    log_port = int(log.connection_pool.connection_kwargs["port"])
+def start(server: Server, log: Server, count: int) -> list[ForkServerProcess]:
     started = [
-        FORKS.Process(target=slot_worker.run, args=(server.port, log_port, TASKS))
+        FORKS.Process(target=slot_worker.run, args=(server.port, log.port, TASKS))
         for _ in range(count)
     ]
     for process in started:
@@ -197,27 +176,31 @@ def most_at_once(events: list[str]) -> int:
     return most
 
 
-def test_never_four_at_once(separate_server: Server, log: redis.Redis) -> None:
-    """200 tasks in three processes with three slots, one of them killed, server restarted.
-
-    The slots of the killed one are free when their leases end.
-    """
-    killed, *others = start(separate_server, log, 3)
-    until(log, 60)
-    killed.kill()
-    killed.join(10)
-    log.rpush(LOG, f"killed {killed.pid}")
-    others += start(separate_server, log, 1)
-    until(log, 150)
-    separate_server.kill()
-    time.sleep(0.1)
-    separate_server.start()
-    for process in others:
-        process.join(60)
-        assert process.exitcode == 0
-        process.close()
-    events = log.lrange(LOG, 0, -1)
+@pytest.mark.parametrize("kind", ["own_server", "lasting_server"])
+def test_never_four_at_once(
+    kind: str, redis_server: Server, request: pytest.FixtureRequest
+) -> None:
+    """200 tasks in three processes with three slots, one of them killed, server restarted, which
+    remembers or forgets. The slots of the killed one are free when their leases end."""
+    server: Server = request.getfixturevalue(kind)
+    with redis.Redis(port=redis_server.port, decode_responses=True) as log:
+        log.flushall()
+        killed, *others = start(server, redis_server, 3)
+        until(log, 60)
+        killed.kill()
+        killed.join(10)
+        log.rpush(LOG, f"killed {killed.pid}")
+        others += start(server, redis_server, 1)
+        until(log, 150)
+        server.kill()
+        time.sleep(0.1)
+        server.start()
+        for process in others:
+            process.join(60)
+            assert process.exitcode == 0
+            process.close()
+        events = log.lrange(LOG, 0, -1)
     assert sum(event.startswith("end") for event in events) >= 3 * TASKS
     assert most_at_once(events) == 3
-    with redis.Redis(port=separate_server.port) as client:
+    with redis.Redis(port=server.port) as client:
         assert all(client.pttl(key) > 0 for key in client.scan_iter())

@@ -267,7 +267,7 @@ async def test_a_program_that_cancels_all_tasks_may_wait_again() -> None:
 
 def test_another_event_loop_waits_too() -> None:
     """A queue of an event loop that has ended, without cancelling its tasks, is not used again."""
-    limiter = Limiter(MemoryStorage())
+    limiter, tasks = Limiter(MemoryStorage()), list[asyncio.Task[Decision]]()
 
     async def leave() -> None:
         tasks.append(asyncio.create_task(limiter.acquire("3/h", US, 3)))
@@ -279,15 +279,9 @@ def test_another_event_loop_waits_too() -> None:
             await limiter.reset("3/h", US)
             return all([await limiter.acquire(each, US) for each in ("3/h", "1/50ms", "1/50ms")])
 
-    tasks: list[asyncio.Task[Decision]] = []
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(leave())
-    assert asyncio.run(wait())
-    pending = [*tasks, *asyncio.all_tasks(loop)]
-    for task in pending:
-        task.cancel()
-    loop.run_until_complete(asyncio.wait(pending))
-    loop.close()
+    with asyncio.Runner() as left:
+        left.run(leave())
+        assert asyncio.run(wait())
 
 
 @table(

@@ -48,8 +48,6 @@ from . import programs
 from .virtual import Telegram, now, paced, too_many, virtual, virtual_limiter
 
 NO_METHOD: Any = None
-NO_PATH: Any = 5
-NO_NUMBER: Any = "5"
 
 
 def no_connection() -> TelegramNetworkError:
@@ -103,8 +101,7 @@ async def test_errors_of_send_are_no_errors_of_telegram(caplog: pytest.LogCaptur
     found = await through(outgoing.broadcast([1, 2, 3, 4], send, in_flight=1))
     assert found == [Status.UNKNOWN] * 3 + [Status.FAILED]
     assert telegram.texts() == ["one", "one"]
-    is_not_async: Any = str
-    found = await through(outgoing.broadcast([1, 2], is_not_async, in_flight=1))
+    found = await through(outgoing.broadcast([1, 2], str, in_flight=1))  # which is not async
     assert found == [Status.FAILED] * 2
     lines = [each for each in caplog.records if each.levelno == logging.ERROR]
     said = [f"Broadcast: send({chat}) failed" for chat in (3, 1)]
@@ -391,11 +388,11 @@ def test_wrong_arguments_of_a_broadcast_are_named(argument: dict[str, Any], told
     with pytest.raises(ConfigError, match=told):
         outgoing.broadcast(**({"chats": [1], "send": asyncio.sleep} | argument))
     for make, said in (
-        (lambda: Journal(NO_PATH), "path=5: expected the path of a file"),
-        (lambda: Journal("x", repeat_in_flight=NO_PATH), "repeat_in_flight=5: expected True or"),
-        (lambda: Progress(NO_NUMBER), "total='5': expected a whole number"),
-        (lambda: Progress(every=NO_NUMBER), "every='5': expected seconds from 1 up"),
-        (lambda: Progress(message=NO_NUMBER), "message is a str: expected a message"),
+        (lambda: Journal(5), "path=5: expected the path of a file"),
+        (lambda: Journal("x", repeat_in_flight=5), "repeat_in_flight=5: expected True or"),
+        (lambda: Progress("5"), "total='5': expected a whole number"),
+        (lambda: Progress(every="5"), "every='5': expected seconds from 1 up"),
+        (lambda: Progress(message="5"), "message is a str: expected a message"),
     ):
         with pytest.raises(ConfigError, match=said):
             make()

@@ -147,8 +147,7 @@ def test_wrong_arguments_are_named(options: Any, told: str) -> None:
     """A mistake is one ConfigError that names the argument."""
     with pytest.raises(ConfigError, match=told):
         OutgoingLimits(**options)
-    seconds: list[Any] = [-1, "long", True, None]
-    for value in seconds:
+    for value in (-1, "long", True, None):
         with pytest.raises(ConfigError, match="waiting_up_to"), waiting_up_to(value):
             pass
 

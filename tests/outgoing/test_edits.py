@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from aiogram import Bot, Dispatcher, methods
+from aiogram import Dispatcher, methods
 from aiogram.exceptions import TelegramBadRequest
 from aiogram.methods import EditMessageReplyMarkup, EditMessageText, SendChatAction, SendMessage
 from aiogram.types import Update
@@ -161,20 +161,15 @@ def shown(telegram: Telegram) -> list[tuple[float, str]]:
     return [(at, m.text) for at, m in telegram.log if "Draft" in m.__api_method__]  # type: ignore[attr-defined] # drafts have a text
 
 
-async def stream(bot: Bot, frames: int, every: float = 0.1) -> None:
-    """What an AI bot does: a longer text for each token, and it waits for each call."""
-    for i in range(frames):
-        next_token = now() + every
-        assert await bot(draft(f"frame {i}")) is True
-        await asyncio.sleep(max(0, next_token - now()))
-
-
 @virtual
 async def test_a_stream_is_shown_evenly_and_its_answer_comes_at_once() -> None:
-    """Of 100 texts in 10 s at least 2.5 a second are shown. They take no permits of messages: a
-    burst of five leaves at once, and a sixth a second later."""
+    """Of 100 texts in 10 s, as of an AI bot that waits for each call, at least 2.5 a second are
+    shown. They take no permits of messages: a burst of five leaves at once, a sixth later."""
     telegram, bot, _ = paced()
-    await stream(bot, 100)
+    for i in range(100):
+        next_token = now() + 0.1
+        assert await bot(draft(f"frame {i}")) is True
+        await asyncio.sleep(max(0, next_token - now()))
     began = now()
     await asyncio.gather(*(bot.send_message(CHAT, f"answer {i}") for i in range(6)))
     answers = [at - began for at, m in telegram.log if m.__api_method__ == "sendMessage"]

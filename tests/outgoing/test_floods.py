@@ -322,25 +322,23 @@ async def test_what_telegram_says_is_bounded(error: TelegramAPIError, wait: floa
     assert wait <= now() - began < wait + 0.5
 
 
-class Raided(FloodControl):
-    """Takes four bans and then one a second, from all instances together."""
-
-    full_at = blocked_until = 0.0
-
-    def check(self, method: str, params: Mapping[str, str]) -> None:
-        if method != "banChatMember":
-            return
-        if (wait := max(self.blocked_until - now(), self.full_at - now() - 3)) > 0:
-            self.refused += 1
-            self.blocked_until = now() + wait
-            raise ApiError(429, "Too Many Requests", retry_after=math.ceil(wait))
-        self.full_at = max(self.full_at, now()) + 1
-
-
 @pytest.mark.parametrize("instances", [1, 3])
 @virtual
 async def test_a_raid_meets_one_429(instances: int) -> None:
     """Of 20 bans at once one is refused; all are carried out, and messages do not wait."""
+
+    class Raided(FloodControl):  # four bans and then one a second, of all instances
+        full_at = blocked_until = 0.0
+
+        def check(self, method: str, params: Mapping[str, str]) -> None:
+            if method != "banChatMember":
+                return
+            if (wait := max(self.blocked_until - now(), self.full_at - now() - 3)) > 0:
+                self.refused += 1
+                self.blocked_until = now() + wait
+                raise ApiError(429, "Too Many Requests", retry_after=math.ceil(wait))
+            self.full_at = max(self.full_at, now()) + 1
+
     limiter, floods = virtual_limiter(), Raided()
     telegrams = [Telegram(floods, latency=0.03) for _ in range(instances)]
     bots = [paced(each, limiter=limiter)[1] for each in telegrams]
