@@ -126,16 +126,15 @@ class Telegram(BaseSession):
 
     def texts(self, chat: int | str | None = None) -> list[str]:
         """The texts that arrived, in one chat or in all."""
-        return [
-            str(getattr(method, "text", method.__api_method__))
-            for _, method in self.log
-            if chat is None or getattr(method, "chat_id", None) == chat
-        ]
+        return [str(getattr(m, "text", m.__api_method__)) for _, m in self._arrived(chat)]
 
     def times(self, chat: int | str | None = None) -> list[float]:
         """When they arrived, in seconds since the first."""
-        found = [at for at, m in self.log if chat is None or getattr(m, "chat_id", None) == chat]
-        return [round(at - found[0], 3) for at in found]
+        found = self._arrived(chat)
+        return [round(at - found[0][0], 3) for at, _ in found]
+
+    def _arrived(self, chat: int | str | None) -> list[tuple[float, TelegramMethod[Any]]]:
+        return [each for each in self.log if chat in (None, getattr(each[1], "chat_id", None))]
 
     async def close(self) -> None:
         pass
