@@ -294,6 +294,9 @@ async def test_one_update_waits_for_one_deadline() -> None:
     calls, deadline = storage.calls, Deadline(limiter.timeout)
     assert (await limiter.hit(RULES, ANNA, deadline=deadline)).source == "policy"
     assert (storage.calls, deadline.left()) == (calls, 0.0)
+    deadline = Deadline(0.25)  # however long the bot itself was busy, a step has 0.3 of the time
+    deadline.waited(time.monotonic() - 10, answered=True)
+    assert deadline.left() == pytest.approx(0.075)
 
 
 async def test_health_knows_what_was_not_decided() -> None:
