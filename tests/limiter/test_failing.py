@@ -223,38 +223,6 @@ async def test_an_outage_ends_when_every_part_is_connected_again(
     assert "after 2.0 s" in ended
 
 
-async def test_an_answer_that_is_too_late_for_others_ends_no_outage(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """A part that waits longer keeps no circuit closed through which others get no answer."""
-
-    class Distant(FlakyStorage):  # only patient callers get an answer
-        latency = 0.4
-
-        async def ask(self, ask: Ask, *, timeout: float) -> Sequence[Verdict]:
-            if timeout < self.latency:
-                raise StorageError(f"no answer within {timeout:g} s", kind="timeout")
-            return await super().ask(ask, timeout=timeout)
-
-        def status(self) -> Sequence[ConnectionStatus]:
-            return [ConnectionStatus("memory", True, self.latency, True, "")]
-
-    clock, storage = Clock(), Distant()
-    limiter = Limiter(storage, clock=clock)
-    requests = Decider(storage, "bot", timeout=1.0, part="requests", clock=clock)
-    for _ in range(20):
-        await requests.hit(RULES, ANNA)
-        await limiter.hit(RULES, ANNA)
-        clock.move(0.1)
-    assert len(caplog.messages) == 1
-    calls = storage.calls
-    assert calls < 12  # both wait for the circuit
-    storage.latency = 0.1
-    clock.move(10)
-    assert (await limiter.hit(RULES, ANNA)).source == "memory"
-    assert "answers again" in caplog.messages[1]
-
-
 async def test_a_rule_may_have_its_own_policy(caplog: pytest.LogCaptureFixture) -> None:
     """In an outage menus fail open, a paid handler fails closed, and a third one counts here."""
     storage = FlakyStorage()
