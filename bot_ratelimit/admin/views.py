@@ -85,7 +85,7 @@ class InstanceView:
     version: int
     """The version of the live document that it obeys."""
     rejected: int
-    """How many documents it rejected as invalid, or found missing."""
+    """How many documents it rejected as invalid."""
     problem: str
     exempt: tuple[int, ...] = ()
     per_bot: bool = False
