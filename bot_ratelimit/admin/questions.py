@@ -63,10 +63,12 @@ async def forgive(control: Control, words: Words, sent: fields.Forgive) -> Quest
         await control.rule(name)
     counts = [each for each in counted(view, rules) if not sent.rules or each.rule in sent.rules]
     points = [_forgotten(words, each) for each in counts]
+    ban = None if view.banned is None else ban_words(words, view.banned)
+    if view.banned is not None and view.banned.subject.business:
+        points.append(words("The ban {ban} ends.", ban=ban))
     points = points or [words("There are no such counts: nothing will happen.")]
     points.append(words("This takes effect at once, on every instance."))
     if view.banned is not None and not view.banned.key:
-        ban = ban_words(words, view.banned)
         points.append(words("The ban {ban} stays. It has to be lifted separately.", ban=ban))
     text = words("Forgive {who}?", who=who(words, sent.subject))
     return Question(text, words("Forgive"), points)
@@ -150,8 +152,7 @@ def banned(words: Words, found: Ban) -> Sheet:
 
 async def unban(control: Control, words: Words, sent: fields.Target) -> Question:
     """Which bans end."""
-    bans = [each for each in await control.limiter.bans_of(sent.subject)
-            if each.subject == sent.subject]  # fmt: skip
+    bans = await control.bans_to_lift(sent.subject)
     meant = who(words, sent.subject)
     points = [words("The ban {ban} ends.", ban=ban_words(words, each)) for each in bans]
     if not points:
