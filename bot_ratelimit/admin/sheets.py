@@ -68,7 +68,7 @@ def limits(words: Words, view: ConfigView) -> Sheet:
     foot = [_live(words, view)] if view.live.version else []
     handlers = sorted({name for each in view.instances for name in each.handlers})
     if handlers:
-        text = "Handlers without a limit of their own, to which `set` can give one: {names}"
+        text = "Handlers without a limit of their own, which can get one: {names}"
         foot.append(words(text, names=joined(code(name, 100) for name in handlers[:20])))
     foot += [] if view.instances else [nobody_reports(words, view.prefix)]
     head = [words(each) for each in ("NAME", "LIMIT", "COUNTED", "FOR", "FROM")]
@@ -88,7 +88,7 @@ def _live(words: Words, view: ConfigView) -> Marked:
         "Live changes: version {version}, {what}, by {name}, {at}; "
         "in force on {obeying} of {instances} instances.",
         version=view.live.version,
-        what=view.live.what,
+        what=words.known(view.live.what),
         name=code(view.live.by, 80),
         at=moment(view.live.at),
         obeying=len(view.instances) - view.behind,

@@ -21,8 +21,9 @@ def who(words: Words, subject: Subject) -> Marked:
     user, chat = subject.user, subject.chat
     if user is None:
         found = words("chat {id}", id=code(chat))
-    else:  # a negative one is a channel that writes in groups
-        found = words("user {id}" if user > 0 else "channel {id}", id=code(user))
+    else:
+        channel = "channel {id} (or the anonymous admins of a group)"
+        found = words("user {id}" if user > 0 else channel, id=code(user))
         if chat not in (None, user):
             found = words("{who} in chat {id}", who=found, id=code(chat))
     more = (("topic {id}", subject.topic), ("bot {id}", subject.bot), (_BUSINESS, subject.business))

@@ -69,7 +69,7 @@ async def test_who_is_meant(
 ) -> None:
     """By an id, a reply or a forwarded message: the question names the target."""
     kind, id_ = meant.split()
-    assert f"<b>Ban {kind} <code>{id_}</code> for 1 h?" in await bot.says(text, **fields)
+    assert f"<b>Ban {kind} <code>{id_}</code>" in await bot.says(text, **fields)
 
 
 HIDDEN = forward({"type": "hidden_user", "sender_user_name": "Anna"})
