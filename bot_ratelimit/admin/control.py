@@ -269,7 +269,7 @@ class Control(Reports):
         if subject.user is None or not self.limiter.keeps_statistics:
             return None
         found = await self.limiter.refused(subject.user)
-        return found or (None if self._counting(instances) is False else found)
+        return found or (found if self._counting(instances) else None)
 
     def _is_exempt(self, subject: Subject, seen: ConfigView) -> bool:
         ids = {subject.user, subject.chat} - {None}

@@ -171,8 +171,8 @@ class SubjectView:
     banned: Ban | None
     """A ban by hand or by a penalty; of several, the one that ends last."""
     refused: int | None
-    """How often the user was refused in the last 24 hours; None without statistics, and for a user
-    who is not among the 1000 who were refused most often in an hour."""
+    """How often the user was refused in the last 24 hours; None unless the bot is known to count
+    that, and for a user who is not among the 1000 who were refused most often in an hour."""
     counts: tuple[CountView, ...]
 
 
