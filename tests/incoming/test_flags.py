@@ -121,7 +121,7 @@ async def test_a_flag_in_every_form(
         ({"concurrent": 0}, "concurrency=0: expected how many"),
         ({"concurrent": 1, "cost": 2}, "expected limit= or rate=, and optionally concurrent="),
         ({"concurrent": 1, "scope": "moon"}, "scope='moon': expected one of"),
-        ({"concurrent": 1, "key": "slot"}, "name='slot': this name is reserved"),
+        ({"concurrent": 1, "key": "slot"}, "key='slot': this name is reserved"),
         ({"collect": ["1s"]}, "collect="),
     ],
 )
