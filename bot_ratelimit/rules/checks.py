@@ -32,7 +32,8 @@ def check_name(name: object, called: str = "name") -> None:
     """Raise ConfigError unless this is a name that a rule can have."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{called}={name!r}: expected 1 to 200 characters without spaces, ':', braces or '*?[]\\'"
+            f"{called}={name!r}: expected 1 to 200 characters without spaces, ':', braces or "
+            "'*?[]\\'"
         )
     if name in RESERVED_NAMES:
         raise ConfigError(f"{called}={name!r}: this name is reserved; choose another one")
