@@ -169,7 +169,8 @@ class SubjectView:
     off_until: float
     """Until when all limits are off, in Unix seconds; 0 if they are not."""
     banned: Ban | None
-    """A ban by hand or by a penalty; of several, the one that ends last."""
+    """A ban by hand or by a penalty; of several, the one that ends last. One in a business chat, if
+    there is no other, which refuses nothing elsewhere."""
     refused: int | None
     """How often the user was refused in the last 24 hours; None unless the bot is known to count
     that, and for a user who is not among the 1000 who were refused most often in an hour."""
