@@ -84,6 +84,7 @@ async def test_a_flag_in_every_form(
         ({"limit": Concurrency(1)}, "write concurrent=, not limit="),
         ({"concurrent": 0}, "concurrency=0: expected how many"),
         ({"concurrent": 1, "cost": 2}, "expected limit= or rate=, and optionally concurrent="),
+        ({"concurrent": 1, "key": "slot"}, "key='slot': this name is reserved"),
         ({"collect": ["1s"]}, "collect="),
     ],
 )
