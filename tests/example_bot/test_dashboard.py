@@ -18,74 +18,54 @@ from example_bot.demo.botapi import BotApi
 from example_bot.demo.dashboard import show, traffic
 from example_bot.demo.dashboard.__main__ import main
 from example_bot.demo.instances import serve
+from tests.benches import eventually
 from tests.servers import PATIENCE
 
-from .conftest import Process, Start
+from .conftest import Start
 
 
 @pytest.mark.slow
 async def test_a_newcomer_sees_refusals_and_bans_and_changes_a_limit(start: Start) -> None:
     """Without token, Telegram or Redis of one's own; Ctrl-C ends it with status 0 and no word."""
     process = await start("example_bot.demo.dashboard")
-    door = await said(process, "Open")
-    address = f"{door.rpartition('/')[0]}/admin/"
-    async with ClientSession(address) as session:
+    door = (await process.said("  Open ")).split()[-1]
+    async with ClientSession(f"{door.rpartition('/')[0]}/admin/") as session:
+
+        async def get(page: str) -> Any:
+            async with session.get(f"api/{page}") as answer:
+                return await answer.json()
+
+        async def flooded() -> bool:
+            bans, hours = await get("bans"), await get("by_hour?hours=1")
+            if not (isinstance(bans, list) and isinstance(hours, list) and bans):
+                return False  # in the outage, both are errors
+            return bool(bans[0]["by"] == "penalty" and hours[-1]["banned"] and hours[-1]["refused"])
+
+        async def changed() -> bool:
+            async with session.patch("api/limits/messages", json={"limit": "3/10s"}) as answer:
+                return answer.status == 200
+
+        async def obeyed() -> bool:
+            found = await get("instances")
+            return isinstance(found, list) and [each["version"] for each in found] == [1, 1, 1]
+
         async with session.get("") as answer:
             assert (answer.status, "Overview" in await answer.text()) == (200, False)
         async with session.get(door) as answer:  # what logs in, in a browser by itself
-            token = re.findall('name="token" value="([^"]+)"', await answer.text())[0]
+            (token,) = re.findall('name="token" value="([^"]+)"', await answer.text())
         async with session.post("login", data={"token": token, "name": "demo"}) as answer:
             assert (answer.status, (await answer.json())["by"]) == (200, "demo@web")
         session.headers["Authorization"] = f"Bearer {token}"
         async with session.get("", headers={"Accept": "text/html"}) as answer:
             page = await answer.text()
-        assert "Overview" in page
-        assert token not in page
-        hour, bans = await flooded(session)
-        assert (hour["refused"] > 0, hour["banned"] > 0) == (True, True)
-        assert bans[0]["by"] == "penalty"
-        await obeyed(session)
+        assert ("Overview" in page, token in page) == (True, False)
+        for step in (flooded, changed, obeyed):
+            await eventually(step, within=PATIENCE)
     process.interrupt()
     status, out, err = await process.finished()
     assert (status, err) == (0, "")
     assert out.endswith("Stopping ...\n")
     assert not re.search("Traceback|Unclosed|Error", out)
-
-
-async def said(process: Process, what: str) -> str:
-    """What stands behind a word on stdout."""
-    return (await process.said(f"  {what} ")).split()[-1]
-
-
-async def flooded(session: ClientSession) -> tuple[Any, Any]:
-    """This hour and the bans, once somebody was banned."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            async with session.get("api/bans") as answer:
-                bans = await answer.json()
-            async with session.get("api/by_hour", params={"hours": 1}) as answer:
-                found = await answer.json()
-            # In the outage that comes next, both are errors.
-            if isinstance(bans, list) and bans and isinstance(found, list) and found[-1]["banned"]:
-                return found[-1], bans
-            await asyncio.sleep(0.2)
-
-
-async def obeyed(session: ClientSession) -> None:
-    """Change a limit, and wait until all three instances obey."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            async with session.patch("api/limits/messages", json={"limit": "3/10s"}) as answer:
-                if answer.status == 200:
-                    break
-            await asyncio.sleep(0.5)  # Redis is away
-        versions: list[int] = []
-        while versions != [1, 1, 1]:
-            await asyncio.sleep(0.2)
-            async with session.get("api/instances") as answer:
-                found = await answer.json()
-            if isinstance(found, list):
-                versions = [each["version"] for each in found]
 
 
 def test_ctrl_c_while_it_starts_is_no_error(
@@ -121,18 +101,12 @@ async def crowd(
             await runner.cleanup()
 
 
-async def test_an_outage_ends_with_the_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped while Redis is away, it gives Redis back, so that the bots can say goodbye."""
-    outage = traffic.Scene("away", 60, people=50, outage=True)
-    async with crowd(monkeypatch, outage) as (api, backend, _):
-        await api.called("sendMessage")
-        assert not backend._server.connected
-    assert backend._server.connected
-
-
 @pytest.mark.slow
 async def test_the_crowd_goes_on_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scene follows scene, and the stand-in for Telegram does not remember the ones before."""
+    """Scene follows scene, and the stand-in for Telegram does not remember the ones before.
+
+    Stopped while Redis is away, it gives Redis back, so that the bots can say goodbye.
+    """
     scenes = [traffic.Scene(name, 0.2, people=100, flood=50) for name in "ab"]
     seen = 0
     async with crowd(monkeypatch, *scenes) as (api, _, told), asyncio.timeout(30):
@@ -141,3 +115,8 @@ async def test_the_crowd_goes_on_and_keeps_nothing(monkeypatch: pytest.MonkeyPat
             seen = max(seen, len(api.calls))
     assert told[:6] == [*"ababab"]
     assert 0 < seen < 200
+    outage = traffic.Scene("away", 60, people=50, outage=True)
+    async with crowd(monkeypatch, outage) as (api, backend, _):
+        await api.called("sendMessage")
+        assert not backend._server.connected
+    assert backend._server.connected
