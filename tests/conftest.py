@@ -18,7 +18,6 @@ import redis.asyncio as aioredis
 import time_machine
 from fakeredis import FakeAsyncRedis, FakeServer
 from hypothesis import HealthCheck, settings
-from prometheus_client import REGISTRY
 
 from bot_ratelimit import MemoryStorage, RedisStorage
 from bot_ratelimit.config.environment import warn_once
@@ -212,18 +211,6 @@ def connected(client: aioredis.Redis) -> Callable[[int], Awaitable[None]]:
                 await asyncio.sleep(0.005)
 
     return wait_for
-
-
-@pytest.fixture
-def no_metrics_yet() -> None:
-    """Remove our metrics from prometheus_client's registry, as in a new process."""
-    ours = {
-        collector
-        for name, collector in REGISTRY._names_to_collectors.items()
-        if name.startswith("bot_ratelimit")
-    }
-    for collector in ours:
-        REGISTRY.unregister(collector)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

@@ -28,6 +28,7 @@ from fakeredis import FakeAsyncRedis
 import bot_ratelimit
 from bot_ratelimit.algorithms.script import SCRIPT
 from tests.guide import pages as guide
+from tests.guide.stage import forget_metrics
 from tests.servers import PATIENCE
 
 ROOT = Path(__file__).parents[1]
@@ -242,13 +243,14 @@ def no_network(environment: pytest.MonkeyPatch) -> None:
     async def nothing(*_: Any, **__: Any) -> bool:
         return True
 
+    forget_metrics()
     environment.setenv("BOT_TOKEN", "42:TEST")
     environment.setattr(Dispatcher, "start_polling", nothing)
     environment.setattr(AiohttpSession, "make_request", nothing)
     environment.setattr("redis.asyncio.Redis", FakeAsyncRedis)
 
 
-@pytest.mark.usefixtures("no_network", "no_metrics_yet")
+@pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_the_code_in_the_documents_works(page: Path) -> None:
     """Code that is copied from the documents runs."""

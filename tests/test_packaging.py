@@ -19,7 +19,7 @@ import pytest
 import bot_ratelimit
 from hatch_build import outside_links, project_urls
 from tests import servers, versions
-from tests.guide.links import anchors, links, target
+from tests.guide.pages import anchors, links, target
 from tests.servers import PATIENCE
 from tests.tables import table
 

@@ -17,6 +17,7 @@ from aiogram.methods import TelegramMethod
 from aiogram.types import Chat, Message, User
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from prometheus_client import REGISTRY
 
 from example_bot.demo.updates import Json
 from tests.servers import Server
@@ -29,11 +30,17 @@ Step: TypeAlias = "Json | tuple[int, Json]"
 TOKEN = "42:TEST"
 
 
-class Stage:
-    """Where a program of the documentation runs.
+def forget_metrics() -> None:
+    """Remove our metrics from prometheus_client's registry, as in a new process."""
+    names = REGISTRY._names_to_collectors
+    for collector in {names[name] for name in names if name.startswith("bot_ratelimit")}:
+        REGISTRY.unregister(collector)
 
-    Its `Redis()` is the server of the tests; what it sends is in `sent`; it gets the updates
-    of `script` when it polls, or at its webhook.
+
+class Stage:
+    """Its `Redis()` is the server of the tests; what it sends is in `sent`.
+
+    It gets the updates of `script` when it polls, or at its webhook.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, server: Server) -> None:
@@ -43,11 +50,9 @@ class Stage:
         """The HTTP status of each answer to the webhook."""
         self.errors: dict[str, list[TelegramAPIError]] = {}
         """What the stand-in answers next to methods, by their names."""
-        self.port = server.port
+        self.server = server
         self._ids = itertools.count(1)
-        stage = self
-
-        made = aioredis.Redis.__init__
+        stage, made = self, aioredis.Redis.__init__
 
         def make(self: aioredis.Redis, *given: Any, **options: Any) -> None:
             if not given and options.get("connection_pool") is None:
@@ -84,11 +89,22 @@ class Stage:
     def run(self, block: Block, *script: Step) -> dict[str, Any]:
         """Run the program, and return its names."""
         self.script = script
+        forget_metrics()
         namespace: dict[str, Any] = {"__name__": "__main__"}
         code = compile(block.source, str(block), "exec", dont_inherit=True)
         if not block.text.startswith(NOT_RUN):
             exec(code, namespace)
         return namespace
+
+    def feed(self, dispatcher: Dispatcher, *updates: Json) -> None:
+        """Dispatch updates in a program that has not started its bot, and shut it down."""
+
+        async def feed() -> None:
+            for update in updates:
+                await dispatcher.feed_raw_update(Bot(TOKEN), update)
+            await dispatcher.emit_shutdown()
+
+        asyncio.run(feed())
 
     @property
     def texts(self) -> list[str]:

@@ -1,16 +1,22 @@
-"""A bot of the documentation that cannot start says why in one line, without a traceback."""
+"""docs/troubleshooting.md: why a bot does not start, and what a handler sees of its limit."""
 
 from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable
+from typing import Any
 
 import pytest
-from aiogram.client.session.aiohttp import AiohttpSession
+from aiogram import Dispatcher
 from aiogram.exceptions import TelegramUnauthorizedError
-from aiogram.methods import GetMe, SetWebhook
+from aiogram.methods import GetMe
 from aiogram.utils.token import TokenValidationError, validate_token
+from aiohttp.web import run_app
+from redis.asyncio import Redis
+
+from bot_ratelimit import Limiter, RateLimitMiddleware, Rule
+from bot_ratelimit.testing import FlakyStorage
+from example_bot.demo.updates import message
 
 from .pages import DOCS, ROOT, Block, block, blocks_of, program
 from .stage import Stage
@@ -18,70 +24,50 @@ from .stage import Stage
 README_BOT = next(blocks_of(ROOT / "README.md"))
 FIRST_BOT = block("start", "The first bot")
 WEBHOOK_BOT = program("webhook_bot.py")
-
-Start = Callable[..., str]
-
-
-@pytest.fixture
-def start(environment: pytest.MonkeyPatch, no_metrics_yet: None) -> Start:
-    """Runs a program that cannot start; returns the line that it ends with, status 1."""
-
-    def run(program: Block, **variables: str) -> str:
-        environment.delenv("BOT_TOKEN", raising=False)
-        for name, value in variables.items():
-            environment.setenv(name, value)
-        code = compile(program.source, str(program), "exec", dont_inherit=True)
-        with pytest.raises(SystemExit) as ended:
-            exec(code, {"__name__": "__main__"})
-        assert isinstance(ended.value.code, str)
-        return ended.value.code
-
-    return run
+UNKNOWN = TelegramUnauthorizedError(GetMe(), "Unauthorized")
 
 
-@pytest.mark.parametrize("program", [README_BOT, FIRST_BOT, WEBHOOK_BOT], ids=str)
-@pytest.mark.parametrize("token", ["", "not a token"])
-def test_a_missing_or_malformed_token(program: Block, token: str, start: Start) -> None:
+def ended(stage: Stage, bot: Block) -> str:
+    """Run a program that cannot start; returns the line that it ends with, status 1."""
+    with pytest.raises(SystemExit) as end:
+        stage.run(bot)
+    assert isinstance(end.value.code, str)
+    return end.value.code
+
+
+@pytest.mark.parametrize("bot", [README_BOT, FIRST_BOT, WEBHOOK_BOT], ids=str)
+def test_a_missing_or_malformed_token(
+    bot: Block, stage: Stage, environment: pytest.MonkeyPatch
+) -> None:
     """The last line names BOT_TOKEN, whether it is not set or has a wrong value."""
-    url = "https://bot.example/webhook"
-    told = start(program, WEBHOOK_URL=url, **({"BOT_TOKEN": token} if token else {}))
-    assert re.fullmatch("BOT_TOKEN is (not set|.*malformed: copy the token from @BotFather)", told)
+    wrong = "BOT_TOKEN is (not set|.*malformed: copy the token from @BotFather)"
+    environment.setenv("BOT_TOKEN", "not a token")
+    assert re.fullmatch(wrong, ended(stage, bot))
+    environment.delenv("BOT_TOKEN")
+    assert re.fullmatch(wrong, ended(stage, bot))
 
 
-def test_no_address_for_the_webhook(start: Start) -> None:
-    """A webhook needs its address, and the variable is named."""
-    assert start(WEBHOOK_BOT, BOT_TOKEN="42:TEST", WEBHOOK_URL="") == "WEBHOOK_URL is not set"
-
-
-def test_a_port_that_is_in_use(start: Start, environment: pytest.MonkeyPatch) -> None:
-    """The line names the port, and says that it is in use."""
-
-    async def accept(*_: object, **__: object) -> bool:
-        return True
-
-    environment.setattr(AiohttpSession, "make_request", accept)
-    with socket.create_server(("127.0.0.1", 0)) as other:
+def test_other_reasons_not_to_start(stage: Stage, environment: pytest.MonkeyPatch) -> None:
+    """A token that Telegram does not know, a port in use, no address: one line names it."""
+    stage.errors["setWebhook"] = [UNKNOWN]
+    told = ended(stage, WEBHOOK_BOT)
+    assert told.startswith("The bot cannot start: Telegram server says - Unauth")
+    with socket.create_server(("127.0.0.1", 0)) as other, environment.context() as patch:
         port = str(other.getsockname()[1])
-        url = "https://bot.example/webhook"
-        told = start(WEBHOOK_BOT, BOT_TOKEN="42:TEST", WEBHOOK_URL=url, WEB_SERVER_PORT=port)
+        patch.setenv("WEB_SERVER_PORT", port)
+        patch.setattr("aiohttp.web.run_app", run_app)
+        told = ended(stage, WEBHOOK_BOT)
     assert told.startswith("The bot cannot start: ")
     assert port in told
     assert "address already in use" in told
-
-
-def test_a_token_that_telegram_does_not_know(stage: Stage, environment: pytest.MonkeyPatch) -> None:
-    """Neither polling nor a webhook ends in a traceback when Telegram refuses the token."""
-    unknown = "Unauthorized"
-    stage.errors["setWebhook"] = [TelegramUnauthorizedError(SetWebhook(url=""), unknown)]
-    with pytest.raises(SystemExit, match="The bot cannot start: Telegram server says - Unauth"):
-        stage.run(WEBHOOK_BOT)
+    environment.setenv("WEBHOOK_URL", "")
+    assert ended(stage, WEBHOOK_BOT) == "WEBHOOK_URL is not set"
 
     async def refuse(*_: object, **__: object) -> None:
-        raise TelegramUnauthorizedError(GetMe(), unknown)
+        raise UNKNOWN
 
-    environment.setattr("aiogram.Dispatcher.start_polling", refuse)
-    with pytest.raises(SystemExit, match="BOT_TOKEN: Telegram does not know this token"):
-        stage.run(FIRST_BOT)
+    environment.setattr(Dispatcher, "start_polling", refuse)
+    assert ended(stage, FIRST_BOT) == "BOT_TOKEN: Telegram does not know this token"
 
 
 def test_the_lines_in_the_table() -> None:
@@ -90,13 +76,34 @@ def test_the_lines_in_the_table() -> None:
     table = page.partition("## The bot does not start")[2].partition("\n## ")[0]
     with pytest.raises(TokenValidationError) as malformed:
         validate_token("token")
-    with pytest.raises(KeyError) as missing:
-        {}["BOT_TOKEN"]
     for line in (
         f"TokenValidationError: {malformed.value}",
-        f"KeyError: {missing.value}",
+        "KeyError: 'BOT_TOKEN'",
         "BOT_TOKEN is missing or malformed",
         "BOT_TOKEN is not set",
         "address already in use",
     ):
         assert f"`{line}`" in table
+
+
+def test_what_the_decision_says(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    """An exemption, an outage, memory, Redis, and no middleware look as the table says."""
+
+    def seen(*given: Any, **options: Any) -> str:
+        dispatcher = Dispatcher()
+        why = stage.run(block("troubleshooting", "Everybody gets through"))["router"]
+        dispatcher.include_router(why)
+        if given:
+            dispatcher.message.middleware(RateLimitMiddleware(*given, **options))
+        stage.feed(dispatcher, message(42, "hi"))
+        return capsys.readouterr().out
+
+    assert seen("5/10s", exempt=[42]) == "None\n"
+    storage = FlakyStorage()
+    storage.fail()
+    assert "source='policy'" in seen("5/10s", limiter=Limiter(storage))
+    assert "source='memory'" in seen("5/10s")
+    assert "source='redis'" in seen("5/10s", Redis(), timeout=5)
+    assert "shadow=True" in seen(Rule("1/h", shadow=True), Redis(), timeout=5)
+    with pytest.raises(TypeError, match="why\\(\\) missing 1 required positional argument"):
+        seen()
