@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from .guide.pages import DOCS, blocks
-from .readme import readme_bot
+from .guide.pages import DOCS, blocks, readme_bot
 
 BIN = Path(sys.executable).parent
 
 USE = """
-from collections.abc import Awaitable
 from typing import Any
 
 from aiogram import Dispatcher, Router
@@ -24,28 +22,15 @@ from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
 from bot_ratelimit import (
-    NEVER_REFUSED,
-    Decision,
-    Limit,
-    Limiter,
-    MemoryStorage,
-    Notices,
-    Penalty,
-    RateLimitMiddleware,
-    RedisStorage,
-    Rule,
-    Scope,
-    Settings,
-    Subject,
+    NEVER_REFUSED, Decision, Limit, Limiter, MemoryStorage, Notices, Penalty, RateLimitMiddleware,
+    RedisStorage, Rule, Scope, Settings, Subject,
 )
 from bot_ratelimit.admin import admin_router
 from bot_ratelimit.testing import Clock, FlakyStorage
 
-clock = Clock()
 redis = Redis.from_url("redis://localhost")
 limiters: list[Limiter] = [
-    Limiter(MemoryStorage()),
-    Limiter(MemoryStorage(clock=clock), on_error="memory", timeout=1),
+    Limiter(MemoryStorage(clock=Clock()), on_error="memory", timeout=1),
     Limiter(RedisStorage(redis), key_prefix="shop"),
     Limiter(FlakyStorage()),
     Limiter(Settings().storage()),
@@ -99,16 +84,15 @@ async def handler(message: Message, rate_limit: Decision | None) -> None:
     wait: float = decision.retry_after
     if decision.allowed and (rate_limit is None or rate_limit.source != "policy"):
         await message.answer(f"{left} {wait}")
-    forgotten: bool = await RateLimitMiddleware().reset(42)
-    forgotten = await RateLimitMiddleware().reset(Subject(user=42, chat=-100))
-    await message.answer(str(forgotten))
+    forgotten: bool = await RateLimitMiddleware().reset(Subject(user=42, chat=-100))
+    await message.answer(str(forgotten or await RateLimitMiddleware().reset(42)))
 """
 
 
 @pytest.fixture
 def code(tmp_path: Path) -> Path:
     """The README's bot and a use of all public names, one file each."""
-    for name, source in (("use", USE), ("readme", readme_bot())):
+    for name, source in (("use", USE), ("readme", readme_bot().text)):
         (tmp_path / f"{name}.py").write_text(source, "utf-8")
     return tmp_path
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import dedent
 
@@ -71,6 +71,13 @@ def block(page: str, heading: str, language: str = "python", number: int = 0) ->
     """The block under a heading, by its number there."""
     found = blocks(language, pages=[DOCS / f"{page}.md"])
     return [each for each in found if each.heading == heading][number]
+
+
+def readme_bot() -> Block:
+    """The README's first block, with the handler of the second one above its catch-all handler."""
+    bot, report, *_ = blocks("python", pages=[ROOT / "README.md"])
+    before, catch_all = bot.text.split("@dp.message()\n", 1)
+    return replace(bot, text=f"{before}{report.text}\n\n@dp.message()\n{catch_all}")
 
 
 def prose(page: Path) -> str:

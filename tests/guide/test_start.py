@@ -3,18 +3,52 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
 from aiogram.exceptions import TelegramBadRequest, TelegramRetryAfter
 from aiogram.methods import SetWebhook
 
+from bot_ratelimit import Penalty, RateLimitMiddleware
 from example_bot.demo.updates import message, payment
 
-from .pages import block, program
+from .pages import ROOT, block, program, prose, readme_bot
 from .stage import Stage
 
 TOLD = "Too many requests"
+
+
+def test_the_bot_of_the_readme(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """The sixth message in ten seconds gets the notice that it quotes, the seventh nothing.
+
+    Above the handler for everything, `/report` is reached, and has its own limit. With INFO
+    switched on, the log says from the start where counts are kept.
+    """
+    caplog.set_level(logging.INFO, "bot_ratelimit")
+    reports = [message(42, "/report") for _ in range(3)]
+    stage.run(readme_bot(), *(message(42, text) for text in "abcdefg"), *reports)
+    told, *_ = (text for text in stage.texts if text.startswith(TOLD))
+    assert told.startswith("Too many requests. Please try again in ")
+    assert [each for each in stage.texts if each != told] == [
+        *"abcde",
+        "Here is your report. 1 more this minute.",
+        "Here is your report. 0 more this minute.",
+    ]
+    assert stage.texts[5] == told
+    quoted = "RateLimitMiddleware: Using Redis for distributed rate limiting"
+    assert any(record.getMessage().startswith(quoted) for record in caplog.records)
+
+
+def test_the_arguments_in_the_readme_are_right() -> None:
+    """Each line of code in the table makes a middleware, and shows the argument of its row."""
+    rows = re.findall(r"(?m)^\| (?:`\w+`|a function of the event) \|.*", prose(ROOT / "README.md"))
+    assert len(rows) == 7
+    names = {"RateLimitMiddleware": RateLimitMiddleware, "Penalty": Penalty}
+    for cells in (re.findall(r"`([^`]+)`", row) for row in rows):
+        name, code = cells[0], cells[-1]
+        assert isinstance(eval(code, names), RateLimitMiddleware)
+        assert name in {"rate_limit", "redis_client", code} or f"{name}=" in code
 
 
 def test_the_first_bot(
