@@ -54,11 +54,10 @@ def main(arguments: list[str]) -> int:
     for each in chosen:
         passed, started = HOME / each.name / ".passed", time.monotonic()
         if resume and commit and passed.exists() and passed.read_text() == commit:
-            results.append((each.name, "passed before", 0.0))
-            continue
-        results.append((each.name, run(each), time.monotonic() - started))
-        if results[-1][1] == "passed" and clean_commit() == commit:
+            result = "passed before"
+        elif (result := run(each)) == "passed" and clean_commit() == commit:
             passed.write_text(commit)
+        results.append((each.name, result, time.monotonic() - started))
     print(f"\n== versions, at {commit[:10] or 'a changed work tree'}")
     for name, result, seconds in results:
         print(f"{name:<16} {result}  ({seconds:.0f} s)")
@@ -85,9 +84,7 @@ def interpreters() -> Iterator[tuple[str, Path]]:
         places = [Path(on_path)] if on_path else []
         places += sorted(versions.glob(f"{version}.*/bin/python"), reverse=True)
         for place in places:
-            says = [place, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-            found = subprocess.run(says, capture_output=True, text=True, check=False)
-            if found.stdout.strip() == version:  # a shim of pyenv may stand for nothing
+            if patch_release(place).startswith(f"{version}."):  # pyenv's shim may have none
                 yield version, place
                 break
 
@@ -119,14 +116,11 @@ def combinations(pythons: dict[str, Path]) -> Iterator[Combination]:
 
 def lowest() -> dict[str, str]:
     """The lower bounds that pyproject.toml declares, as exact versions."""
-    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    declared = [
-        *project["project"]["dependencies"],
-        *(each for extra in project["project"]["optional-dependencies"].values() for each in extra),
-        *(each for each in project["dependency-groups"]["dev"] if isinstance(each, str)),
-    ]
+    declared: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = declared["project"]
+    groups = [*project["optional-dependencies"].values(), declared["dependency-groups"]["dev"]]
     found = {}
-    for requirement in declared:
+    for requirement in (*project["dependencies"], *(each for group in groups for each in group)):
         match = re.match(r"([\w-]+)(?:\[[\w-]+\])?>=([\d.]+)", requirement)
         if match and not match[1].startswith(_CHECKERS):
             found[match[1]] = f"=={match[2]}"
@@ -137,40 +131,31 @@ def run(combination: Combination) -> str:
     """Install and test one combination; return the result in a few words."""
     print(f"\n== {combination.name}", flush=True)
     home = HOME / combination.name
-    pip = [home / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    python = str(home / "bin" / "python")
+    pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     ready, project = home / ".ready", (ROOT / "pyproject.toml").read_bytes()
     if not ready.exists() or ready.read_bytes() != project:
         pins = HOME / f"{combination.name}.txt"
         HOME.mkdir(exist_ok=True)
         pins.write_text("".join(f"{name}{version}\n" for name, version in combination.pins.items()))
-        making = [combination.python, "-m", "venv", "--clear", home]
-        installing = [
-            *pip,
-            "install",
-            "--constraint",
-            pins,
-            "--editable",
-            ".[admin,cli,demo]",
-            *groups(),
-        ]
-        for command in (making, [*pip, "install", "--upgrade", "pip"], installing):
+        what = ["--editable", ".[admin,cli,demo]", "--group", "dev"]
+        for command in (
+            [str(combination.python), "-m", "venv", "--clear", str(home)],
+            [*pip, "install", "--upgrade", "pip"],
+            [*pip, "install", "--constraint", str(pins), *what],
+        ):
             if subprocess.run(command, cwd=ROOT, check=False).returncode:
                 return "NOT INSTALLED"
         ready.write_bytes(project)
-    versions = subprocess.run([*pip, "freeze"], capture_output=True, text=True, check=True)
-    named = r"(?m)^(aiogram|redis|pydantic|pydantic-settings|cachetools|fakeredis)==\S+"
-    print(", ".join(match[0] for match in re.finditer(named, versions.stdout)), flush=True)
-    suite = [home / "bin" / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    versions = subprocess.run([*pip, "freeze"], capture_output=True, text=True, check=True).stdout
+    named = r"(?m)^(?:aiogram|redis|pydantic|pydantic-settings|cachetools|fakeredis)==\S+"
+    print(*re.findall(named, versions), sep=", ", flush=True)
+    suite = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     suite += ["-n", "auto", "--dist", "worksteal"]
     lowest_servers = {PREFER_BUNDLED: "1"} if combination.name.endswith("lowest") else {}
     environment = {**os.environ, **lowest_servers}
     code = subprocess.run(suite, cwd=ROOT, env=environment, check=False).returncode
     return "passed" if code == 0 else f"FAILED (exit status {code})"
-
-
-def groups() -> list[str]:
-    """pip arguments for the test tools."""
-    return ["--group", "dev"]
 
 
 if __name__ == "__main__":
