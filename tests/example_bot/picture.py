@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -33,7 +34,7 @@ async def main() -> int:
                 await page.get_by_role("heading", name="24 hours").first.wait_for()
                 await page.evaluate("scrollTo(0, 0)")
                 await page.screenshot(path=ROOT / "docs" / "images" / "operators.png")
-            process.interrupt()
+            process.stop(signal.SIGINT)
             status, _, err = await process.finished()
         finally:
             await process.abandon()

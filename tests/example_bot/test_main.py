@@ -122,7 +122,7 @@ async def test_long_polling(api: BotApi, start: Start, tmp_path: Path) -> None:
     assert (pong.text, answer.text) == (f"{PONG}, 2 left", f"{PONG}, 1 left")
     await api.enqueue(message(42, "/report"))
     await api.called("sendMessage", times=2)
-    process.terminate()
+    process.stop()
     await api.called("editMessageText")
     await assert_clean_end(process)
 
@@ -139,7 +139,7 @@ async def test_a_polling_bot_serves_its_pages_on_a_port_of_their_own(
     await api.called("sendMessage")
     counted = 'bot_ratelimit_decisions_total{outcome="allowed",rule="user",source="memory"} 1.0'
     assert counted in await pages(port)
-    process.terminate()
+    process.stop()
     await assert_clean_end(process)
 
 
@@ -156,7 +156,7 @@ async def test_webhook(api: BotApi, start: Start) -> None:
     assert api.calls[-1].text == f"{PONG}, 4 left"
     report = asyncio.create_task(api.deliver(message(42, "/report")))
     await api.called("sendMessage", times=2)
-    process.terminate()
+    process.stop()
     assert (await report).ok
     assert api.calls[-1].method == "editMessageText"
     await assert_clean_end(process)
@@ -246,7 +246,7 @@ async def test_two_instances_share_the_limits_of_one_redis(
     await control.close()
     assert await pressed(api, 2) == [True, True]
     for process in processes:
-        process.terminate()
+        process.stop()
         await assert_clean_end(process)
 
 
