@@ -32,6 +32,7 @@ from tests.guide.stage import forget_metrics
 from tests.servers import PATIENCE
 
 PACKAGE = ROOT / "bot_ratelimit"
+FILES = [*PACKAGE.rglob("*.py")]
 
 # From the top of the house down: a module imports only from its own line and from those below it.
 # `incoming` and `outgoing` do not know each other.
@@ -56,35 +57,27 @@ KNOW_REDIS = ("config.settings", "storage.redis.")
 
 
 @cache
-def modules() -> dict[str, ast.Module]:
-    return {
-        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text())
-        for path in PACKAGE.rglob("*.py")
-    }
-
-
-@cache
 def imports() -> dict[str, set[str]]:
     """For each module, all that it imports at run time, anywhere in the file."""
-    return {name: set(imported(tree)) for name, tree in modules().items()}
+    names = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in FILES}
 
+    def imported(tree: ast.AST) -> Iterator[str]:
+        for node in ast.iter_child_nodes(tree):
+            match node:
+                case ast.expr() | ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                    pass
+                case ast.Import(names=aliases):
+                    yield from (alias.name for alias in aliases)
+                case ast.ImportFrom(module=str(module), names=aliases, level=0):
+                    within = [f"{module}.{alias.name}" for alias in aliases]
+                    yield from [each for each in within if each.removeprefix(OURS) in names] or [
+                        module
+                    ]
+                case _:
+                    assert not isinstance(node, ast.ImportFrom), "imports are absolute"
+                    yield from imported(node)
 
-def imported(tree: ast.AST) -> Iterator[str]:
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.expr):
-            continue
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, "imports are absolute"
-            assert node.module
-            submodules = (f"{node.module}.{alias.name}" for alias in node.names)
-            found = [name for name in submodules if name.removeprefix(OURS) in modules()]
-            yield from found or [node.module]
-        else:
-            yield from imported(node)
+    return {name: set(imported(ast.parse(path.read_text()))) for name, path in names.items()}
 
 
 def room(module: str) -> str:
@@ -95,11 +88,11 @@ def room(module: str) -> str:
 def test_modules_import_only_downwards() -> None:
     """No module imports one of a layer above its own, and there are no cycles inside a layer."""
     floor = {name: i for i, rooms in enumerate(FLOORS) for name in rooms}
-    assert {room(name) for name in modules()} <= set(floor), "a module without a place in FLOORS"
     own = {
         name: {each.removeprefix(OURS) for each in found if each.startswith(OURS)}
         for name, found in imports().items()
     }
+    assert {*map(room, own)} <= {*floor}, "a module without a place in FLOORS"
     upward = [
         f"{name} imports {each}"
         for name, found in own.items()
@@ -116,34 +109,24 @@ def test_only_some_layers_know_aiogram_and_redis() -> None:
     def importers(package: str) -> set[str]:
         return {name for name, found in imports().items() if package in map(room, found)}
 
-    assert {room(name) for name in importers("aiogram")} <= ABOVE_THE_LINE
+    assert {*map(room, importers("aiogram"))} <= ABOVE_THE_LINE
     assert [name for name in importers("redis") if not name.startswith(KNOW_REDIS)] == []
-
-
-def mapped() -> set[str]:
-    """The paths that ARCHITECTURE.md's code map names: `incoming/flags.py`, `admin/web/`."""
-    _, code_map, *_ = (ROOT / "ARCHITECTURE.md").read_text("utf-8").split("```")
-    found, folders = set(), [""]  # the folder of each indent
-    for indent, names in re.findall(r"(?m)^((?:  )+)([\w./]+(?:, [\w./]+)*)(?= |$)", code_map):
-        del folders[len(indent) // 2 :]
-        for name in names.split(", "):
-            suffix = "" if name.endswith(("/", ".lua")) else ".py"
-            found.add(f"{folders[-1]}{name}{suffix}")
-        folders.append(f"{folders[-1]}{names}")
-    return found
 
 
 def test_the_code_map_names_every_module() -> None:
     """ARCHITECTURE.md names each module, or its inner folder, and nothing that is not there."""
-    named = mapped()
-    assert {path for path in named if not (PACKAGE / path).exists()} == set()
-    modules = {
-        path.relative_to(PACKAGE).as_posix()
-        for path in PACKAGE.rglob("*.py")
-        if path.name != "__init__.py"
-    }
-    shown = {str(Path(path).parent) + "/" for path in named}  # folders with their modules
+    _, code_map, *_ = (ROOT / "ARCHITECTURE.md").read_text("utf-8").split("```")
+    named, folders = set(), [""]  # the folder of each indent
+    for indent, names in re.findall(r"(?m)^((?:  )+)([\w./]+(?:, [\w./]+)*)(?= |$)", code_map):
+        del folders[len(indent) // 2 :]
+        for name in names.split(", "):
+            suffix = "" if name.endswith(("/", ".lua")) else ".py"
+            named.add(f"{folders[-1]}{name}{suffix}")
+        folders.append(f"{folders[-1]}{names}")
+    assert [path for path in named if not (PACKAGE / path).exists()] == []
+    shown = {f"{Path(path).parent}/" for path in named}  # folders with their modules
     inner = tuple(path for path in named - shown if path.endswith("/"))  # admin/web/
+    modules = {path.relative_to(PACKAGE).as_posix() for path in FILES if path.stem != "__init__"}
     assert {each for each in modules if not each.startswith(inner)} <= named
 
 

@@ -28,14 +28,12 @@ def git(repository: Path, *arguments: str) -> str:
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with everything that a build needs, at version 0.1.0."""
-    for role in ("AUTHOR", "COMMITTER"):
-        monkeypatch.setenv(f"GIT_{role}_NAME", "Test")
-        monkeypatch.setenv(f"GIT_{role}_EMAIL", "test@example.org")
+    for name in ("AUTHOR_NAME", "AUTHOR_EMAIL", "COMMITTER_NAME", "COMMITTER_EMAIL"):
+        monkeypatch.setenv(f"GIT_{name}", "test@example.org")
     root = tmp_path / "repository"
-    root.mkdir()
+    (root / "bot_ratelimit").mkdir(parents=True)
     for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, root)
-    (root / "bot_ratelimit").mkdir()
     (root / "bot_ratelimit/__init__.py").write_text('"""Doc."""\n\n__version__ = "0.1.0"\n')
     (root / "CHANGELOG.md").write_text("# Changelog\n\n## [Unreleased]\n\n### Added\n\n- All.\n")
     git(root, "init", "--quiet")
@@ -44,13 +42,13 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def state(repository: Path) -> tuple[str, ...]:
-    commands = (("rev-parse", "HEAD"), ("tag",), ("status", "--porcelain", "--ignored"))
-    return tuple(git(repository, *command) for command in commands)
+def state(root: Path) -> list[str]:
+    commands = ("rev-parse HEAD", "tag", "status --porcelain --ignored")
+    return [git(root, *command.split()) for command in commands]
 
 
 def no_check(built: list[Path], scratch: Path) -> None:
-    """Replaces `twine check` and the trial in an empty environment, which CI runs."""
+    """In place of `twine check` and the trial in an empty environment, which CI runs."""
     assert {each.suffix for each in built} == {".whl", ".gz"}
 
 
@@ -62,19 +60,17 @@ def test_a_dry_run_builds_the_version_and_changes_nothing(repository: Path) -> N
     """
     before, versions = state(repository), []
 
-    def check(built: list[Path], scratch: Path) -> None:
+    def fails(built: list[Path], scratch: Path) -> None:
         (wheel,) = (each for each in built if each.suffix == ".whl")
         with zipfile.ZipFile(wheel) as archive:
             versions.append(archive.read("bot_ratelimit/__init__.py").decode().split('"')[-2])
-            assert f"bot_ratelimit-{versions[0]}.dist-info/METADATA" in archive.namelist()
-
-    def fails(built: list[Path], scratch: Path) -> None:
+            assert "bot_ratelimit-0.2.0.dist-info/METADATA" in archive.namelist()
         raise RuntimeError("does not work")
 
-    assert release.release(repository, "0.2.0", dry_run=True, check=check) == 0
-    assert versions == ["0.2.0"]
+    assert release.release(repository, "0.2.0", dry_run=True, check=no_check) == 0
     with pytest.raises(RuntimeError):
         release.release(repository, "0.2.0", dry_run=False, check=fails)
+    assert versions == ["0.2.0"]
     assert state(repository) == before
 
 
@@ -101,7 +97,12 @@ def test_a_release_is_a_commit_and_a_tag(repository: Path) -> None:
 
 
 def test_what_is_refused(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The error names the version, or what is not ready, and the fix; nothing happens."""
+    """The error names the version, or what is not ready, and the fix; nothing happens.
+
+    Without VERSION a dry run uses the untagged version, or else the next minor one.
+    """
+    assert release.next_version("1.4.2", set()) == "1.4.2"
+    assert release.next_version("1.4.2", {"v1.4.2"}) == "1.5.0"
     git(repository, "tag", "v0.3.0")
 
     def refused(version: str) -> str:
@@ -118,10 +119,3 @@ def test_what_is_refused(repository: Path, capsys: pytest.CaptureFixture[str]) -
     told = refused("0.2.0")
     assert "not committed" in told
     assert "says nothing under [Unreleased]" in told
-
-
-def test_the_next_version_is_the_current_one_until_it_is_tagged() -> None:
-    """Without VERSION a dry run uses the untagged version, or else the next minor one."""
-    assert release.next_version("0.1.0", set()) == "0.1.0"
-    assert release.next_version("0.1.0", {"v0.1.0"}) == "0.2.0"
-    assert release.next_version("1.4.2", {"v1.4.2"}) == "1.5.0"
