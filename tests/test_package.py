@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import asyncio
 import importlib.util
 import re
 import subprocess
@@ -13,22 +12,14 @@ from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from inspect import getdoc
-from operator import attrgetter
 from pathlib import Path
 from pkgutil import resolve_name
 from pydoc import plaintext, render_doc
 from textwrap import dedent
-from typing import Any
-
-import pytest
-from aiogram import Dispatcher
-from aiogram.client.session.aiohttp import AiohttpSession
-from fakeredis import FakeAsyncRedis
 
 import bot_ratelimit
 from bot_ratelimit.algorithms.script import SCRIPT
-from tests.guide.pages import ALONE, NOT_RUN, ROOT, blocks
-from tests.guide.stage import forget_metrics
+from tests.guide.pages import ROOT
 from tests.servers import PATIENCE
 
 PACKAGE = ROOT / "bot_ratelimit"
@@ -176,50 +167,6 @@ def test_the_names_of_the_contract_are_public() -> None:
     assert sorted(bot_ratelimit.__all__) == sorted(set(bot_ratelimit.__all__))
     text = render_doc(bot_ratelimit, renderer=plaintext)
     assert not [name for name in bot_ratelimit.NEVER_REFUSED if text.count(f"{name!r}") > 1]
-
-
-@pytest.fixture
-def no_network(environment: pytest.MonkeyPatch) -> None:
-    """A token, a Telegram that accepts everything and has no updates, and an embedded Redis."""
-
-    async def nothing(*_: Any, **__: Any) -> bool:
-        return True
-
-    forget_metrics()
-    environment.setenv("BOT_TOKEN", "42:TEST")
-    environment.setattr(Dispatcher, "start_polling", nothing)
-    environment.setattr(AiohttpSession, "make_request", nothing)
-    environment.setattr("redis.asyncio.Redis", FakeAsyncRedis)
-
-
-# The Python blocks of a page run one after the other in one namespace, as a reader would type
-# them; polling is cut short, and `await` may stand outside functions. The blocks of some pages run
-# alone, in tests/guide.
-@pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize(
-    "page", sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")} - {*ALONE}), ids=attrgetter("name")
-)
-def test_the_code_in_the_documents_works(page: Path) -> None:
-    """Code that is copied from the documents runs."""
-    namespace: dict[str, Any] = {"__name__": "__main__"}
-    with asyncio.Runner() as runner:
-        for block in blocks("python", pages=[page]):
-            flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-            code = compile(block.source, page, "exec", flags, dont_inherit=True)
-            if not block.text.startswith(NOT_RUN):
-                awaitable = eval(code, namespace)
-                if awaitable is not None:
-                    runner.run(awaitable)
-
-
-def test_the_readme_shows_a_bot() -> None:
-    """It has under 150 lines; a complete bot of at most 15 lines of code is before line 30."""
-    for name in ("README.md", "README.ru.md"):
-        assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) < 150
-    bot, *_ = blocks("python", pages=[ROOT / "README.md"])
-    assert len([line for line in bot.text.splitlines() if line.strip()]) <= 15
-    assert len(bot.source.splitlines()) < 30
-    assert "RateLimitMiddleware" in bot.text
 
 
 USE = """

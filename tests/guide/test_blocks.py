@@ -22,16 +22,31 @@ from bot_ratelimit.config.limits_file import read_limits_file
 from example_bot.settings import BotSettings
 from tests.tables import table
 
-from .pages import ALONE, ROOT, Block, blocks
+from .pages import ALONE, PAGES, ROOT, Block, blocks
 from .stage import Stage
 
 KNOWN = {"export", "python", "redis-cli", "docker", "cd", "cp", "make", "cat", "curl"}
 
 
-@pytest.mark.parametrize("block", blocks("python", pages=ALONE), ids=str)
-def test_a_program_runs_alone(block: Block, stage: Stage) -> None:
-    """A Python block needs nothing of the blocks before it."""
-    stage.run(block)
+PROGRAMS = [[block] for block in blocks("python", pages=ALONE)]
+for path in sorted({*ROOT.glob("*.md"), *PAGES} - {*ALONE}):
+    PROGRAMS += filter(None, [blocks("python", pages=[path])])
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: str(program[0]))
+def test_the_code_in_the_documents_works(program: list[Block], stage: Stage) -> None:
+    """Code that is copied runs: blocks of a page one after the other, of some pages each alone."""
+    stage.run_all(program)
+
+
+def test_the_readme_shows_a_bot() -> None:
+    """It has under 150 lines; a complete bot of at most 15 lines of code is before line 30."""
+    for name in ("README.md", "README.ru.md"):
+        assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) < 150
+    bot, *_ = blocks("python", pages=[ROOT / "README.md"])
+    assert len([line for line in bot.text.splitlines() if line.strip()]) <= 15
+    assert len(bot.source.splitlines()) < 30
+    assert "RateLimitMiddleware" in bot.text
 
 
 def test_limits_files_and_settings_are_right(environment: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import redis.asyncio as aioredis
 from aiogram import Bot, Dispatcher
 from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.exceptions import TelegramConflictError, TelegramRetryAfter
-from aiogram.methods import GetMe, GetUpdates
+from aiogram.methods import GetMe, GetUpdates, SendMessage
 from aiogram.types import User
 
 from bot_ratelimit import (
@@ -36,6 +36,7 @@ from bot_ratelimit import (
 )
 from example_bot.demo.updates import message
 from tests.benches import eventually
+from tests.incoming.support import RecordingSession
 from tests.servers import PATIENCE, Server, free_port
 
 from .pages import DOCS, Block, blocks
@@ -54,20 +55,11 @@ def pattern(line: str) -> re.Pattern[str]:
     return re.compile(re.escape(shape(line)).replace("…", ".+"))
 
 
-# --- logs --------------------------------------------------------------------------------------
-
-
 @asynccontextmanager
-async def limited(
-    client: Any, *rules: str, **options: Any
-) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+async def limited(client: aioredis.Redis) -> AsyncIterator[Callable[[], Awaitable[object]]]:
     """A middleware as that of the pages, and a way to ask it about an update of user 42."""
-    middleware = RateLimitMiddleware("; ".join(rules or ["5/10s"]), client, "my_bot", **options)
-
-    async def hit() -> None:
-        await middleware.limiter.hit(middleware.rules, USER)
-
-    yield hit
+    middleware = RateLimitMiddleware("5/10s", client, "my_bot")
+    yield partial(middleware.limiter.hit, middleware.rules, USER)
     await middleware.close()
 
 
@@ -114,17 +106,14 @@ async def a_server_that_hangs(server: Server) -> None:
 
 
 async def telegram_refuses(_: Server) -> None:
-    async def refuse(self: object, bot: Bot, method: Any, timeout: object = None) -> None:
-        raise TelegramRetryAfter(method, "Too Many Requests: retry after 30", 30)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AiohttpSession, "make_request", refuse)
-        bot = Bot(TOKEN)
-        outgoing = OutgoingLimits(None, "my_bot").setup(bot)
-        with pytest.raises(TelegramRetryAfter) as caught:
-            await bot.send_message(7, "hi")
-        logging.error("TelegramRetryAfter: %s", caught.value)
-        await outgoing.close()
+    bot = Bot(TOKEN, session=RecordingSession())
+    asked = SendMessage(chat_id=7, text="hi")
+    bot.session.error = TelegramRetryAfter(asked, "Too Many Requests: retry after 30", 30)
+    outgoing = OutgoingLimits(None, "my_bot").setup(bot)
+    with pytest.raises(TelegramRetryAfter) as caught:
+        await bot(asked)
+    logging.error("TelegramRetryAfter: %s", caught.value)
+    await outgoing.close()
 
 
 async def polling_fails(_: Server) -> None:
@@ -139,26 +128,21 @@ async def polling_fails(_: Server) -> None:
         TelegramRetryAfter(GetUpdates(), "Too Many Requests: retry after 5", 5),
         *(TelegramConflictError(GetUpdates(), f"Conflict: {why}") for why in (other, webhook)),
     ]
-    done = asyncio.Event()
+    dispatcher = Dispatcher()
 
     async def refuse(self: object, bot: Bot, method: Any, timeout: object = None) -> object:
         if isinstance(method, GetMe):
             return User(id=42, is_bot=True, first_name="Bot", username="bot")
         if answers:
             raise answers.pop(0)
-        done.set()
-        await asyncio.sleep(0.01)
+        await dispatcher.stop_polling()
         return []
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AiohttpSession, "make_request", refuse)
         patch.setattr("aiogram.utils.backoff.Backoff.asleep", lambda self: asyncio.sleep(0))
-        dispatcher = Dispatcher()
-        polling = asyncio.create_task(dispatcher.start_polling(Bot(TOKEN), handle_signals=False))
         async with asyncio.timeout(10):
-            await done.wait()
-        await dispatcher.stop_polling()
-        await polling
+            await dispatcher.start_polling(Bot(TOKEN), handle_signals=False)
 
 
 SCENES: dict[tuple[str, str], Callable[[Server], Awaitable[None]]] = {
@@ -192,9 +176,6 @@ async def test_the_log_says_that(
         seen |= {shape(f"{record.levelname}:{record.name}:{first}"), shape(first)}
     for line in block.text.splitlines():
         assert any(map(pattern(line).fullmatch, seen)), f"{line}\n" + "\n".join(sorted(seen))
-
-
-# --- terminals ---------------------------------------------------------------------------------
 
 
 async def messages(client: aioredis.Redis, count: int) -> None:
