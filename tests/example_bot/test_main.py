@@ -9,8 +9,6 @@ import socket
 from pathlib import Path
 
 import pytest
-from aiogram import Dispatcher
-from aiogram.client.session.aiohttp import AiohttpSession
 from aiohttp import ClientSession, web
 
 from bot_ratelimit import ConfigError, Settings
@@ -74,7 +72,10 @@ def bot_of(api: BotApi, **more: object) -> dict[str, str]:
 
 
 async def test_what_it_cannot_start_with_is_one_line(api: BotApi, start: Start) -> None:
-    """A revoked token, an address without a Bot API, or a port in use is named as the cause."""
+    """A revoked token, an address without a Bot API, or a port in use is named as the cause.
+
+    The page for operators without a server is named before.
+    """
 
     async def page(_: web.BaseRequest) -> web.Response:
         return web.Response(text="<html>\nHello\n</html>", content_type="text/html")
@@ -86,60 +87,50 @@ async def test_what_it_cannot_start_with_is_one_line(api: BotApi, start: Start) 
         await web.TCPSite(runner, "127.0.0.1", elsewhere := free_port()).start()
         busy = other.getsockname()[1]
         hook = {"WEBHOOK_URL": "http://127.0.0.1:1/", "WEB_SERVER_PORT": busy}
-        secret = "http://me:hunter2@127.0.0.1"
+        secret, stranger = "http://me:hunter2@127.0.0.1", TOKEN.replace("demo", "spam")
         running = [
             (told, await start("example_bot", **bot_of(api, **settings)))
             for told, settings in (
-                (unknown, {"BOT_TOKEN": TOKEN.replace("demo", "spam")}),
-                (unknown, {"BOT_TOKEN": TOKEN.replace("demo", "spam"), **hook}),
+                (unknown, {"BOT_TOKEN": stranger}),
+                (unknown, {"BOT_TOKEN": stranger, **hook}),
                 (no_api, {"BOT_API_URL": f"{secret}:{free_port()}"}),
                 (no_api, {"BOT_API_URL": f"{secret}:{elsewhere}", **hook}),
                 (f"WEB_SERVER_PORT={busy}: cannot listen there", hook),
                 (f"HEALTH_PORT={busy}: cannot listen there", {"HEALTH_PORT": busy}),
             )
         ]
+        logs = []
         for told, process in running:
             status, _, err = await process.finished()
+            logs.append(err)
             assert (status, told in err.splitlines()[-1]) == (2, True), err
             for word in ("Traceback", "Unclosed", "hunter2", TOKEN):
                 assert word not in err
+        assert "The page for operators has no server: set HEALTH_PORT" in logs[0]
     await runner.cleanup()
 
 
 async def test_long_polling(api: BotApi, start: Start, tmp_path: Path) -> None:
     """With a token the bot polls, answers and limits, and SIGTERM lets it finish.
 
-    It says what the page for operators needs, which has no server here.
+    HEALTH_PORT serves health, metrics and the page meanwhile.
     """
     (tmp_path / ".env").write_text(f"BOT_TOKEN={TOKEN}\nBOT_API_URL={api.url}\nWEBHOOK_URL=\n")
-    process = await start("example_bot", RATE_LIMIT="3/minute", RATE_LIMIT_ADMIN_TOKEN=PASSWORD)
-    await process.logged("The page for operators has no server: set HEALTH_PORT, or WEBHOOK_URL")
+    given = {"RATE_LIMIT_ADMIN_TOKEN": PASSWORD, "HEALTH_PORT": str(port := free_port())}
+    process = await start("example_bot", RATE_LIMIT="3/minute", **given)
+    await process.logged(f"Health and metrics at http://127.0.0.1:{port}/")
     await api.called("deleteWebhook", timeout=PATIENCE)
     await api.enqueue(message(42, "/ping"))
     (pong,) = await api.called("sendMessage")
     await api.enqueue(callback(42, "ping"))
     (answer,) = await api.called("answerCallbackQuery")
     assert (pong.text, answer.text) == (f"{PONG}, 2 left", f"{PONG}, 1 left")
+    counted = 'bot_ratelimit_decisions_total{outcome="allowed",rule="user",source="memory"} 2.0'
+    assert counted in await pages(port)
     await api.enqueue(message(42, "/report"))
     await api.called("sendMessage", times=2)
     process.stop()
     await api.called("editMessageText")
-    await assert_clean_end(process)
-
-
-async def test_a_polling_bot_serves_its_pages_on_a_port_of_their_own(
-    api: BotApi, start: Start
-) -> None:
-    """HEALTH_PORT serves health, metrics and the page while the bot polls; closed at the end."""
-    port = free_port()
-    process = await start("example_bot", **bot_of(api, HEALTH_PORT=port))
-    await process.logged(f"Health and metrics at http://127.0.0.1:{port}/")
-    await api.called("deleteWebhook")
-    await api.enqueue(message(42, "/ping"))
-    await api.called("sendMessage")
-    counted = 'bot_ratelimit_decisions_total{outcome="allowed",rule="user",source="memory"} 1.0'
-    assert counted in await pages(port)
-    process.stop()
     await assert_clean_end(process)
 
 
@@ -164,32 +155,12 @@ async def test_webhook(api: BotApi, start: Start) -> None:
     assert "deleteWebhook" not in {call.method for call in api.calls}
 
 
-async def test_startup_objects_are_frozen_for_the_collector(
-    environment: pytest.MonkeyPatch,
-) -> None:
-    """After the start, the garbage collector skips objects that live as long as the bot.
-
-    Long polling and the webhook both freeze after everything else has started.
-    """
+async def test_startup_objects_are_frozen_for_the_collector() -> None:
+    """After the start, the garbage collector skips objects that live as long as the bot."""
     gc.unfreeze()
     assert gc.get_freeze_count() < 1_000  # some versions of Python freeze a little themselves
     await freeze()
     assert gc.get_freeze_count() > 100_000
-
-    async def nothing(*_: object, **__: object) -> bool:
-        return True
-
-    environment.setattr("aiohttp.web.run_app", lambda *_, **__: None)
-    environment.setattr(Dispatcher, "start_polling", nothing)
-    environment.setattr(AiohttpSession, "make_request", nothing)
-    environment.setattr("example_bot.__main__.metrics", list)
-    environment.setenv("BOT_TOKEN", TOKEN)
-    for url in ("", "http://127.0.0.1:1/hook"):
-        environment.setenv("WEBHOOK_URL", url)
-        dispatcher = Dispatcher()
-        environment.setattr("example_bot.__main__.build_dispatcher", lambda *_: dispatcher)  # noqa: B023
-        assert await asyncio.to_thread(main) == 0
-        assert dispatcher.startup.handlers[-1].callback is freeze
 
 
 @pytest.mark.slow
