@@ -23,6 +23,7 @@ from bot_ratelimit import MemoryStorage, RedisStorage
 from bot_ratelimit.config.environment import warn_once
 from bot_ratelimit.storage.guarded import _key_spaces
 from bot_ratelimit.testing import Clock
+from example_bot.demo.botapi import BotApi
 
 from .benches import Bench, real_time
 from .servers import Server, running
@@ -152,6 +153,13 @@ async def client(redis_server: Server) -> AsyncIterator[aioredis.Redis]:
     async with aioredis.Redis(port=redis_server.port) as client:
         await client.flushall()
         yield client
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[BotApi]:
+    """A stand-in for Telegram."""
+    async with BotApi() as api:
+        yield api
 
 
 @pytest.fixture

@@ -25,12 +25,6 @@ from .benches import TIMEOUT
 from .servers import Server, running
 
 
-@pytest.fixture
-async def api() -> AsyncIterator[BotApi]:
-    async with BotApi() as api:
-        yield api
-
-
 @asynccontextmanager
 async def three_instances(
     api: BotApi, server: Server, rate_limit: str, timeout: float = TIMEOUT

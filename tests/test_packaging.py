@@ -25,34 +25,35 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 ADDRESS = "https://code.example/team/bot_ratelimit"
 
 
-@pytest.fixture(scope="module")
-def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The unpacked sdist."""
-    directory = tmp_path_factory.mktemp("sdist")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", directory]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE)
-    (archive,) = directory.glob("*.tar.gz")
-    subprocess.run(["tar", "--extract", "--file", archive, "--directory", directory], check=True)
-    (unpacked,) = (each for each in directory.iterdir() if each.is_dir())
-    return unpacked
+@pytest.mark.slow
+def test_the_sdist(tmp_path: Path) -> None:
+    """It contains every test and every file that the tests read, and they run there.
 
-
-def test_the_metadata(sdist: Path) -> None:
-    """`bot_ratelimit.__version__` is the only place of the version; no person or address is named.
-
-    The description in an index has no link to a file that is only in the repository.
+    `bot_ratelimit.__version__` is the only place of the version; no person or address is named. The
+    description in an index has no link to a file that is only in the repository.
     """
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    subprocess.run(["tar", "--extract", "--file", archive], cwd=tmp_path, check=True)
+    (sdist,) = (each for each in tmp_path.iterdir() if each.is_dir())
     metadata = message_from_bytes((sdist / "PKG-INFO").read_bytes())
     assert metadata["Version"] == bot_ratelimit.__version__
     assert "version" not in PROJECT
     assert metadata["Author"] == "The bot_ratelimit contributors"
     assert metadata["Author-email"] is metadata["Maintainer"] is metadata["Home-page"] is None
-    body = metadata.get_payload()
-    assert isinstance(body, str)
+    body = str(metadata.get_payload())
     assert body.startswith("# bot_ratelimit")
     relative = r"\]\((?![a-z]+:|#)([^)]+)\)"
     assert re.findall(relative, (ROOT / "README.md").read_text())
     assert re.findall(relative, body) == []
+    # None in an sdist, where this test runs too.
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
+    needed = [name for name in tracked.splitlines() if (ROOT / name).exists()]
+    assert [name for name in needed if not (sdist / name).exists()] == []
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not wheel"]
+    command += ["tests/rules/test_duration.py", "tests/test_package.py"]
+    subprocess.run(command, cwd=sdist, check=True, timeout=180)
 
 
 def test_the_tested_versions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,18 +97,6 @@ def test_links_of_the_documents_are_valid(page: Path) -> None:
         if isinstance(place, Path):
             assert place.exists(), link
             assert not anchor or anchor in anchors(place), link
-
-
-@pytest.mark.slow
-def test_the_tests_run_from_the_sdist(sdist: Path) -> None:
-    """The sdist contains every test and every file that the tests read."""
-    # None in an sdist, where this test runs too.
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
-    needed = [name for name in tracked.splitlines() if (ROOT / name).exists()]
-    assert [name for name in needed if not (sdist / name).exists()] == []
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not wheel"]
-    command += ["tests/rules/test_duration.py", "tests/test_package.py"]
-    subprocess.run(command, cwd=sdist, check=True, timeout=180)
 
 
 IMPORT = """

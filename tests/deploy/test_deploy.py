@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -60,14 +61,22 @@ def test_the_dashboard_can_be_imported_anywhere() -> None:
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
 
 
-def test_promtool_accepts_the_rules() -> None:
-    """The alerts are valid, fire when they should, and are silent when they should not."""
+def test_promtool_accepts_the_rules(tmp_path: Path) -> None:
+    """The alerts are valid, fire when they should, and are silent when they should not.
+
+    prometheus.yml reads them if they are there.
+    """
     promtool = find_promtool()
     if promtool is None:
         pytest.skip(NOT_RUN)
-    for arguments in (["check", "rules", "rules.yml"], ["test", "rules", "rules_test.yml"]):
-        command = [promtool, *arguments]
-        subprocess.run(command, cwd=RULES.parent, check=True, timeout=PATIENCE)
+    for file in (DEPLOY / "prometheus.yml", RULES, RULES.with_name("rules_test.yml")):
+        shutil.copy(file, tmp_path)
+    for what in (
+        "check config prometheus.yml",
+        "check rules rules.yml",
+        "test rules rules_test.yml",
+    ):
+        subprocess.run([promtool, *what.split()], cwd=tmp_path, check=True, timeout=PATIENCE)
 
 
 async def test_every_panel_shows_data_of_a_flood_and_an_outage(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import inspect
-import json
 import os
 import re
 import shutil
@@ -39,7 +38,6 @@ from example_bot.serve import ADMIN_PATH
 from tests.benches import eventually
 from tests.guide.pages import ROOT, block, program
 from tests.image import DOCKERFILE, IGNORED, copied, in_context, new_project, steps
-from tests.promtools import NOT_RUN, find_promtool
 from tests.servers import PATIENCE, find_server, free_port
 
 DEPLOY = ROOT / "deploy"
@@ -76,23 +74,6 @@ def test_schemas() -> None:
     run(*check, "vendor.github-workflows", *WORKFLOWS)
     for each in WORKFLOWS:
         assert YAML(typ="safe").load(each)["permissions"] == {"contents": "read"}
-
-
-def test_docker_compose_understands_it(tmp_path: Path) -> None:
-    """`docker compose config` resolves every variable and profile, in a project with a copy."""
-    docker = tool("docker")
-    if subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
-        pytest.skip("not run: docker has no compose plugin here")
-    shutil.copytree(DEPLOY, tmp_path / "my_bot" / "deploy")
-    # As .env.example of the package has it; in a container nobody would reach this address.
-    given = "BOT_TOKEN=42:TEST BOT_DOMAIN=bot.example REDIS_PASSWORD=x MY_OWN=1 "
-    given += "WEB_SERVER_HOST=127.0.0.1 WEB_SERVER_PORT=8081"
-    (tmp_path / "my_bot" / "deploy" / ".env").write_text(given.replace(" ", "\n"))
-    command = [docker, "compose", "--profile", "metrics", "config", "--format", "json"]
-    bot = json.loads(run(*command, cwd=tmp_path / "my_bot" / "deploy"))["services"]["bot"]
-    assert (bot["deploy"]["replicas"], bot["build"]["context"]) == (3, str(tmp_path / "my_bot"))
-    names = ("MY_OWN", "WEB_SERVER_HOST", "WEB_SERVER_PORT")
-    assert [bot["environment"][name] for name in names] == ["1", "0.0.0.0", "8080"]
 
 
 def test_three_bots_share_one_redis_behind_one_proxy() -> None:
@@ -132,9 +113,6 @@ def test_every_variable_is_in_the_example() -> None:
     required = re.findall(r"\$\{(\w+):\?", text)
     assert set(re.findall(r"(?m)^(\w+)=$", to_fill_in)) == {*required}
     assert BOT["env_file"] == [".env"]
-
-
-# --- redis.conf --------------------------------------------------------------------------------
 
 
 def redis_servers() -> list[str]:
@@ -216,9 +194,6 @@ async def test_a_real_server_starts_with_redis_conf(binary: str, tmp_path: Path)
     async with redis_of_the_compose_file(binary, tmp_path) as client:
         assert await decide(client) == 0
     assert (tmp_path / "users.acl").stat().st_mode & 0o777 == 0o600
-
-
-# --- Caddyfile ---------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -310,7 +285,7 @@ async def test_the_proxy_passes_the_webhook_and_nothing_else(tmp_path: Path) -> 
 
 
 async def test_the_proxy_of_the_guide_skips_an_instance_that_does_not_run(tmp_path: Path) -> None:
-    """Of three ports on one machine only one answers, and gets the webhook, nothing else."""
+    """Of three ports on one machine only one answers, and gets every webhook."""
     shown = block("start", "A webhook, three instances and a proxy", "caddyfile").text
     port, upstream = free_port(), free_port()
     for name, place in (("8081", free_port()), ("8082", free_port()), ("8083", upstream)):
@@ -318,10 +293,9 @@ async def test_the_proxy_of_the_guide_skips_an_instance_that_does_not_run(tmp_pa
         shown = shown.replace(name, str(place))
     shown = shown.replace("bot.example.org", f"http://127.0.0.1:{port}")
     (tmp_path / "Caddyfile").write_text("{\n\tadmin off\n}\n" + shown)
-    seen: list[str] = []
 
     async def bot(request: web.BaseRequest) -> web.Response:
-        seen.append(request.path)
+        assert request.path == "/webhook"
         return web.Response()
 
     async with (
@@ -331,30 +305,6 @@ async def test_the_proxy_of_the_guide_skips_an_instance_that_does_not_run(tmp_pa
     ):
         for _ in range(10):
             await delivered(telegram)
-        await telegram.get("/metrics")
-    assert seen == ["/webhook"] * 10
-
-
-def test_the_proxy_and_the_bots_agree_on_the_path() -> None:
-    """The path in the Caddyfile is that of WEBHOOK_URL; the ports are those of the others."""
-    text = (DEPLOY / "Caddyfile").read_text()
-    path, port = re.findall(r"\{\$WEBHOOK_PATH:([^}]+)\}|\{\$BOT_PORT:(\d+)\}", text)
-    assert BOT["environment"]["WEBHOOK_URL"].endswith(path[0])
-    assert f"WEB_SERVER_PORT={port[1]}" in IMAGE
-    assert "{$ADMIN_SITE:http://:8081}" in text
-
-
-# --- Prometheus, systemd, Dockerfile -----------------------------------------------------------
-
-
-def test_prometheus_reads_its_configuration(tmp_path: Path) -> None:
-    """promtool accepts prometheus.yml, with the rules if they are there."""
-    promtool = find_promtool()
-    if promtool is None:
-        pytest.skip(NOT_RUN)
-    shutil.copy(DEPLOY / "prometheus.yml", tmp_path)
-    shutil.copy(DEPLOY / "prometheus" / "rules.yml", tmp_path)
-    run(promtool, "check", "config", tmp_path / "prometheus.yml")
 
 
 def test_the_unit(tmp_path: Path) -> None:
@@ -403,14 +353,10 @@ def test_the_image(tmp_path: Path) -> None:
     assert "watching = [LogObserver(), PrometheusMetrics()]" in bot
 
 
-# --- Kubernetes --------------------------------------------------------------------------------
-
-
 def test_kubernetes() -> None:
-    """Its schemas accept the objects, without an unknown field.
+    """Its schemas accept the objects, without an unknown field; secrets come by reference.
 
-    Three instances, not as root, read-only, on the image's port, with secrets by reference. Probes
-    ask /health and /ready, `InFlight` has its time, and one path is public.
+    Probes ask pages that are there, `InFlight` has its time, and one path is public.
     """
     manifests: dict[str, Any] = {}
     for each in YAML(typ="safe").load_all(DEPLOY / "kubernetes.yaml"):
@@ -419,26 +365,25 @@ def test_kubernetes() -> None:
         kubernetes_validate.validate(each, "1.37", strict=True)
     pod = manifests["Deployment"]["spec"]["template"]["spec"]
     (bot,) = pod["containers"]
-    assert manifests["Deployment"]["spec"]["replicas"] == 3
     assert f"{pod['securityContext']['runAsUser']}:" in IMAGE
     assert bot["securityContext"]["readOnlyRootFilesystem"] is True
-    assert bot["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert f"WEB_SERVER_PORT={bot['ports'][0]['containerPort']}" in IMAGE
     secrets = {"BOT_TOKEN", "REDIS_URL", "RATE_LIMIT_ADMIN_TOKEN"}
     assert {each["name"] for each in bot["env"] if "secretKeyRef" in each["valueFrom"]} == secrets
-    text, names = (DEPLOY / "kubernetes.yaml").read_text(), "|".join({*secrets, "REDIS_PASSWORD"})
-    assert not re.search(rf"(?m)^\s*({names}):", text)
     variables = dict(manifests["ConfigMap"]["data"])
     (rule,) = manifests["Ingress"]["spec"]["rules"]
     assert variables.pop("WEBHOOK_URL") == f"https://{rule['host']}/webhook"
     paths = [(each["path"], each["pathType"]) for each in rule["http"]["paths"]]
     assert paths == [("/webhook", "Exact")]
     assert {name.lower() for name in variables} <= Settings.model_fields.keys()
+    assert not {*variables} & {*secrets, "REDIS_PASSWORD"}
     app = add_health(web.Application(), RateLimitMiddleware("5/10s"))
     pages = {each.resource.canonical for each in app.router.routes() if each.resource}
-    probes = {name: bot[f"{name}Probe"]["httpGet"]["path"] for name in ("liveness", "readiness")}
-    assert probes == {"liveness": "/health", "readiness": "/ready"}
-    assert {bot["startupProbe"]["httpGet"]["path"], *probes.values()} <= pages
+    asked = [
+        bot[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "liveness", "readiness")
+    ]
+    assert asked == ["/health", "/health", "/ready"]
+    assert {*asked} <= pages
     patience = inspect.signature(InFlight).parameters["patience"].default
     (_, pause) = bot["lifecycle"]["preStop"]["exec"]["command"]
     assert pod["terminationGracePeriodSeconds"] >= patience + int(pause) + 10

@@ -1,4 +1,4 @@
-"""Fixtures: the stand-in for Telegram, and the example bot as a process that talks to it."""
+"""The example bot as a process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from example_bot.demo.botapi import BotApi
 from tests.guide.pages import ROOT
 from tests.processes import Forked
 from tests.servers import PATIENCE
@@ -64,12 +63,6 @@ class Process:
 
 
 Start = Callable[..., Awaitable[Process]]
-
-
-@pytest.fixture
-async def api() -> AsyncIterator[BotApi]:
-    async with BotApi() as api:
-        yield api
 
 
 @pytest.fixture
