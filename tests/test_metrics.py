@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from importlib import import_module
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -257,25 +255,19 @@ async def test_counts_are_exact_in_an_outage(registry: CollectorRegistry) -> Non
     assert by_outcome == {("allowed",): 301, ("refused",): 2, ("banned",): 7}
 
 
-@pytest.fixture
-def shared_directory(tmp_path: Path) -> Iterator[str]:
-    directory = tmp_path / "metrics"
-    directory.mkdir()
-    yield str(directory)
-    shutil.rmtree(directory)
-
-
 @pytest.mark.slow
 def test_processes_count_exactly_what_was_sent(
-    own_server: Server, shared_directory: str, monkeypatch: pytest.MonkeyPatch
+    own_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the multi-process mode the sums are right, without labels of users or processes.
 
     Gauges end with their process, however it ends; counts stay.
     """
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", shared_directory)
+    (tmp_path / "metrics").mkdir()
+    directory = str(tmp_path / "metrics")
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", directory)
     ready, reports = FORKS.Barrier(4), FORKS.SimpleQueue()
-    given = (own_server.port, shared_directory, ready, reports)
+    given = (own_server.port, directory, ready, reports)
     workers = [
         FORKS.Process(target=counting.run, args=(*given, end))
         for end in ("kill", "exit", "forgets to close")
@@ -285,7 +277,7 @@ def test_processes_count_exactly_what_was_sent(
     sent = sum((reports.get() for _ in workers), Counter())
     ready.wait(PATIENCE)
     for alive in (True, False):
-        found = Page(counting.collected(shared_directory))
+        found = Page(counting.collected(directory))
         assert found.total("decisions_total", "outcome") == {(each,): sent[each] for each in sent}
         assert sent == {"allowed": 500, "refused": 3 * counting.UPDATES - 500}
         assert found.value("decision_seconds_count") == 3 * counting.UPDATES
@@ -320,19 +312,15 @@ async def test_bots_in_one_process_have_a_prefix_each(registry: CollectorRegistr
             PrometheusMetrics(taken, prefix=prefix)
 
 
-@pytest.mark.parametrize(
-    ("module", "library", "told"),
-    [
-        ("metrics", "prometheus_client", "prometheus_client: pip install 'bot_ratelimit[metrics]'"),
-        ("otel", "opentelemetry.metrics", "opentelemetry-api: pip install 'bot_ratelimit[otel]'"),
-    ],
-)
-def test_without_the_extra_it_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, module: str, library: str, told: str
-) -> None:
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error of an import without the library is one line with the fix."""
-    monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.delitem(sys.modules, f"bot_ratelimit.{module}")
-    with pytest.raises(ModuleNotFoundError) as missing:
-        import_module(f"bot_ratelimit.{module}")
-    assert str(missing.value) == (f"bot_ratelimit.{module} needs {told}")
+    for module, library, distribution in (
+        ("metrics", "prometheus_client", "prometheus_client"),
+        ("otel", "opentelemetry.metrics", "opentelemetry-api"),
+    ):
+        monkeypatch.setitem(sys.modules, library, None)
+        monkeypatch.delitem(sys.modules, f"bot_ratelimit.{module}")
+        with pytest.raises(ModuleNotFoundError) as missing:
+            import_module(f"bot_ratelimit.{module}")
+        told = f"needs {distribution}: pip install 'bot_ratelimit[{module}]'"
+        assert str(missing.value) == f"bot_ratelimit.{module} {told}"

@@ -2,7 +2,6 @@
 
 Each combination has an environment of its own under `.venv-versions/`, made once and kept until
 pyproject.toml changes. Arguments choose combinations by a part of their name: `3.11`, `lowest`.
-`--resume` leaves out those that have passed at this commit, if nothing was changed since.
 """
 
 from __future__ import annotations
@@ -41,39 +40,21 @@ class Combination(NamedTuple):
     pins: dict[str, str]
 
 
-def main(arguments: list[str]) -> int:
+def main(wanted: list[str]) -> int:
     """Run the combinations, print their results, and return the exit status."""
-    wanted = [word for word in arguments if word != "--resume"]
-    resume, commit = "--resume" in arguments, clean_commit()
     pythons = dict(interpreters())
     chosen = [each for each in combinations(pythons) if all(word in each.name for word in wanted)]
     if not chosen:
         print(f"no combination has {' and '.join(wanted)} in its name")
         return 2
-    results = []
-    for each in chosen:
-        passed, started = HOME / each.name / ".passed", time.monotonic()
-        if resume and commit and passed.exists() and passed.read_text() == commit:
-            result = "passed before"
-        elif (result := run(each)) == "passed" and clean_commit() == commit:
-            passed.write_text(commit)
-        results.append((each.name, result, time.monotonic() - started))
-    print(f"\n== versions, at {commit[:10] or 'a changed work tree'}")
-    for name, result, seconds in results:
-        print(f"{name:<16} {result}  ({seconds:.0f} s)")
+    results = {each.name: run(each) for each in chosen}
+    print("\n== versions")
+    for name, result in results.items():
+        print(f"{name:<16} {result}")
     for version in REQUIRED:
         if version not in pythons:
             print(f"{version:<16} not found: install python{version}, or pyenv install {version}")
-    return int(any(not result.startswith("passed") for _, result, _ in results))
-
-
-def clean_commit() -> str:
-    """The commit of the work tree; nothing if something in it was changed."""
-    commit, changes = (
-        subprocess.run(["git", *what], cwd=ROOT, capture_output=True, text=True, check=False)
-        for what in (["rev-parse", "HEAD"], ["status", "--porcelain"])
-    )
-    return "" if commit.returncode or changes.stdout else commit.stdout.strip()
+    return int(any(not result.startswith("passed") for result in results.values()))
 
 
 def interpreters() -> Iterator[tuple[str, Path]]:
@@ -150,12 +131,15 @@ def run(combination: Combination) -> str:
     versions = subprocess.run([*pip, "freeze"], capture_output=True, text=True, check=True).stdout
     named = r"(?m)^(?:aiogram|redis|pydantic|pydantic-settings|cachetools|fakeredis)==\S+"
     print(*re.findall(named, versions), sep=", ", flush=True)
-    suite = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    suite += ["-n", "auto", "--dist", "worksteal"]
+    options = ["-q", "-p", "no:cacheprovider", "-n", "auto", "--dist", "worksteal"]
     lowest_servers = {PREFER_BUNDLED: "1"} if combination.name.endswith("lowest") else {}
     environment = {**os.environ, **lowest_servers}
-    code = subprocess.run(suite, cwd=ROOT, env=environment, check=False).returncode
-    return "passed" if code == 0 else f"FAILED (exit status {code})"
+    started = time.monotonic()
+    code = subprocess.run(
+        [python, "-m", "pytest", *options], cwd=ROOT, env=environment, check=False
+    ).returncode
+    result = "FAILED" if code else "passed"
+    return f"{result}  (exit status {code}, {time.monotonic() - started:.0f} s)"
 
 
 if __name__ == "__main__":
