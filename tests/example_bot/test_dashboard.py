@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import signal
 from typing import Any
@@ -10,12 +9,6 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from bot_ratelimit import RateLimitMiddleware
-from example_bot.bot import build_dispatcher
-from example_bot.demo.backend import Embedded
-from example_bot.demo.botapi import BotApi
-from example_bot.demo.dashboard import traffic
-from example_bot.demo.instances import serve
 from tests.benches import eventually
 from tests.servers import PATIENCE
 
@@ -64,31 +57,3 @@ async def test_a_newcomer_sees_refusals_and_bans_and_changes_a_limit(start: Star
     assert (status, err) == (0, "")
     assert out.endswith("Stopping ...\n")
     assert not re.search("Traceback|Unclosed|Error", out)
-
-
-@pytest.mark.slow
-async def test_the_crowd_goes_on_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scene follows scene, and the stand-in for Telegram does not remember the ones before.
-
-    Stopped while Redis is away, it gives Redis back, so that the bots can say goodbye.
-    """
-    scenes = [traffic.Scene(name, 0.2, people=100, flood=50) for name in "ab"]
-    scenes.append(traffic.Scene("away", 1, people=50, outage=True))
-    monkeypatch.setattr(traffic, "SCENES", scenes)
-    backend, told, most = Embedded(), list[str](), 0
-    async with BotApi() as api, backend.client() as client:
-        middleware = RateLimitMiddleware("5/10s", client, timeout=5)
-        runner = await serve(api, build_dispatcher(middleware))
-        crowd = asyncio.create_task(traffic.Traffic(api, backend, told.append).run())
-        async with asyncio.timeout(30):
-            while len(told) < 6:
-                await asyncio.sleep(0.01)
-                most = max(most, len(api.calls))
-        assert told == ["a", "b", "away"] * 2
-        assert 0 < most < 200
-        assert not backend._server.connected
-        crowd.cancel()
-        await asyncio.wait([crowd])
-        assert crowd.cancelled()
-        assert backend._server.connected
-        await runner.cleanup()
