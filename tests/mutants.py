@@ -147,7 +147,7 @@ class Tests:
                 ids = {each.rpartition("|")[0] for each in contexts if each}
                 self._covering[Path(name).relative_to(root), line] = sorted(ids)
 
-    def find(self, mutant: Mutant, root: Path, *, quick: bool) -> bool:
+    def find(self, mutant: Mutant, root: Path) -> bool:
         """Whether a test fails in this copy of the repository."""
         path = mutant.path.relative_to(ROOT)
         folder = f"tests/{path.parts[1]}"
@@ -155,8 +155,8 @@ class Tests:
         ids = dict.fromkeys(each for n in lines for each in self._covering.get((path, n), ()))
         # The tests of the same name come first, and then those of the same folder.
         likely = sorted(ids, key=lambda each: (path.stem not in each, folder not in each))
-        run = [likely[:MANY]] if likely else [["--quick", folder]]
-        return any(not passes(root, tests) for tests in [*run, *([] if quick else [[folder]])])
+        first = likely[:MANY] or ["--quick", folder]
+        return not (passes(root, first) and passes(root, [folder]))
 
 
 def passes(root: Path, arguments: list[str]) -> bool:
@@ -187,7 +187,6 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10_000))
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="mutants at a time")
-    parser.add_argument("--quick", action="store_true", help="only the quick tests")
     given = parser.parse_args()
     paths = [path for each in given.folders for path in sorted((PACKAGE / each).rglob("*.py"))]
     every = [each for path in paths for each in mutants(path)]
@@ -204,7 +203,7 @@ def main() -> int:
         def try_one(mutant: Mutant) -> None:
             root, started = roots.get(), time.monotonic()
             mutant.apply(root)
-            if not (ok := tests.find(mutant, root, quick=given.quick)):
+            if not (ok := tests.find(mutant, root)):
                 missed.append(mutant)
             shutil.copy(mutant.path, root / mutant.path.relative_to(ROOT))
             roots.put(root)

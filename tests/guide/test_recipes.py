@@ -81,23 +81,13 @@ def test_a_raid(stage: Stage) -> None:
     assert set(re.findall(r"set (\S+) ", commands)) == {"start:global", "chat"} <= rules
 
 
-RUN_IT = """
-async def run() -> None:
-    await broadcast([42, 43, 44], 7)
-    await outgoing.close()
-
-
-asyncio.run(run())
-"""
-
-
 def test_a_broadcast(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     """Everybody gets it once, also when the program of docs/outgoing.md is started again."""
-    page = list(blocks_of(DOCS / "outgoing.md"))
+    first, *page = blocks_of(DOCS / "outgoing.md")
     (broadcast,) = (each for each in page if "async def broadcast" in each.text)
-    program = replace(page[0], text=f"{page[0].text}\n{broadcast.text}\n{RUN_IT}")
-    stage.run(program)
-    stage.run(program)
+    run = "await broadcast([42, 43, 44], 7)\nawait outgoing.close()"
+    for _ in range(2):
+        stage.run_all([first, broadcast, replace(broadcast, text=run)])
     assert [answers(stage, user) for user in (42, 43, 44)] == [["News!"]] * 3
     assert capsys.readouterr().out == ""
 
