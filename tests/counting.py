@@ -42,17 +42,3 @@ async def decide(port: int) -> Counter[str]:
         users = [Subject(user=FIRST_USER + number % USERS) for number in range(UPDATES)]
         decisions = await asyncio.gather(*(limiter.hit("5/h", user) for user in users))
     return Counter("allowed" if decision.allowed else "refused" for decision in decisions)
-
-
-def collected(directory: str) -> str:
-    """The metrics page over all processes."""
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
-    from prometheus_client import CollectorRegistry, generate_latest
-    from prometheus_client.multiprocess import MultiProcessCollector
-
-    from bot_ratelimit.metrics import forget_dead_processes
-
-    forget_dead_processes()
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, directory)
-    return generate_latest(registry).decode()

@@ -16,7 +16,7 @@ import redis.asyncio as aioredis
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from bot_ratelimit import (
     ConfigError,
@@ -31,7 +31,7 @@ from bot_ratelimit import (
     Subject,
 )
 from bot_ratelimit.limiter.observer import MAX_LABELS
-from bot_ratelimit.metrics import PrometheusMetrics
+from bot_ratelimit.metrics import PrometheusMetrics, forget_dead_processes
 from bot_ratelimit.otel import NAMES, OpenTelemetryMetrics
 from bot_ratelimit.series import SERIES
 from bot_ratelimit.testing import Clock, FlakyStorage
@@ -44,40 +44,22 @@ MONITORING = (Path(__file__).parents[1] / "docs" / "monitoring.md").read_text()
 ANNA = Subject(user=4242424242)
 
 
-class Page:
-    """The content of `/metrics`."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.samples = [
-            sample
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if not sample.name.endswith("_created")
-        ]
-
-    def value(self, name: str, /, **labels: str) -> float | None:
-        for sample in self.samples:
-            if (sample.name, sample.labels) == (f"bot_ratelimit_{name}", labels):
-                return sample.value
-        return None
-
-    def total(self, name: str, *by: str) -> Counter[Any]:
-        """The sums of a counter by some of its labels."""
-        found: Counter[Any] = Counter()
-        for sample in self.samples:
-            if sample.name == f"bot_ratelimit_{name}":
-                found[tuple(sample.labels[each] for each in by)] += int(sample.value)
-        return found
-
-
 @pytest.fixture
 def registry() -> CollectorRegistry:
     return CollectorRegistry()
 
 
-def page(registry: CollectorRegistry) -> Page:
-    return Page(generate_latest(registry).decode())
+def value(registry: CollectorRegistry, name: str, /, **labels: str) -> float | None:
+    return registry.get_sample_value(f"bot_ratelimit_{name}", labels)
+
+
+def total(registry: CollectorRegistry, name: str, *by: str) -> Counter[Any]:
+    """The sums of a metric by some of its labels."""
+    found: Counter[Any] = Counter()
+    for sample in (each for metric in registry.collect() for each in metric.samples):
+        if sample.name == f"bot_ratelimit_{name}":
+            found[tuple(sample.labels[each] for each in by)] += int(sample.value)
+    return found
 
 
 def report_everything(metrics: Observer) -> None:
@@ -115,9 +97,8 @@ async def test_every_event_has_its_metric(registry: CollectorRegistry) -> None:
     follow Prometheus' rules.
     """
     await use_everything(PrometheusMetrics(registry))
-    found = page(registry)
     at = {"server": "localhost:6379"}
-    for value, name, labels in [
+    for expected, name, labels in [
         (2, "decisions_total", {"rule": "user", "outcome": "allowed", "source": "memory"}),
         (1, "decisions_total", {"rule": "user", "outcome": "refused", "source": "memory"}),
         (2, "decisions_total", {"rule": "trial", "outcome": "shadow", "source": "memory"}),
@@ -142,7 +123,7 @@ async def test_every_event_has_its_metric(registry: CollectorRegistry) -> None:
         (1, "flood_waits_total", {"scope": "chat"}),
         (5, "queued", {}),
     ]:
-        assert found.value(name, **labels) == value, (name, labels)
+        assert value(registry, name, **labels) == expected, (name, labels)
     row = r"(?m)^\| `bot_ratelimit_(\w+?)(?:_total)?`(?: \{([\w, ]+)\})? \| (\w+) \|"
     assert {*re.findall(row, MONITORING)} == {
         (name, ", ".join(labels), kind) for name, (kind, _, labels, *_) in SERIES.items()
@@ -150,7 +131,8 @@ async def test_every_event_has_its_metric(registry: CollectorRegistry) -> None:
     promtool = find_promtool()
     if promtool is None:
         pytest.skip(NOT_RUN)
-    text = "".join(f"{line}\n" for line in found.text.splitlines() if "_created" not in line)
+    lines = generate_latest(registry).decode().splitlines()
+    text = "".join(f"{line}\n" for line in lines if "_created" not in line)
     subprocess.run([promtool, "check", "metrics"], input=text, text=True, check=True, timeout=20)  # noqa: ASYNC221
 
 
@@ -168,7 +150,7 @@ async def test_opentelemetry_gets_the_same_values(registry: CollectorRegistry) -
         kinds = ("", "_total", "_count")
         expected = {
             tuple(sorted(sample.labels.values())): sample.value
-            for sample in page(registry).samples
+            for sample in (each for metric in registry.collect() for each in metric.samples)
             if sample.name in {f"bot_ratelimit_{name}{kind}" for kind in kinds}
         }
         assert {
@@ -200,10 +182,10 @@ async def test_a_connection_that_was_closed_leaves_no_series(
     """A node that left the cluster must not look unreachable."""
     limiter = Limiter(RedisStorage(client), observer=PrometheusMetrics(registry))
     await limiter.hit("9/s", ANNA)
-    assert page(registry).total("connected") == {(): 1}
+    assert total(registry, "connected") == {(): 1}
     await limiter.close()
-    assert page(registry).total("connected") == page(registry).total("breaker_open") == {}
-    assert page(registry).value("waiting") == 0
+    assert total(registry, "connected") == total(registry, "breaker_open") == {}
+    assert value(registry, "waiting") == 0
 
 
 async def test_many_users_are_few_series_without_ids(registry: CollectorRegistry) -> None:
@@ -218,13 +200,13 @@ async def test_many_users_are_few_series_without_ids(registry: CollectorRegistry
     rules = [Rule("1/s"), Rule("5/m", Scope.CHAT), Penalty("3/m", "1h")]
     for user in range(5_000_000_000, 5_000_005_000):
         await limiter.hit(rules, Subject(user=user, chat=-user))
-    found = page(registry)
-    assert found.total("decisions_total") == {(): 5_000}
-    assert len(found.text.splitlines()) - found.text.count("# ") < 200
-    assert not re.search(r"500000\d{4}", found.text)
+    assert total(registry, "decisions_total") == {(): 5_000}
+    text = generate_latest(registry).decode()
+    assert len(text.splitlines()) - text.count("# ") < 200
+    assert not re.search(r"500000\d{4}", text)
     for number in range(MAX_LABELS + 50):
         await limiter.hit(Rule("1/s", name=f"n{number}"), ANNA)
-    by_rule = page(registry).total("decisions_total", "rule")
+    by_rule = total(registry, "decisions_total", "rule")
     assert len(by_rule) == MAX_LABELS + 1
     assert by_rule.total() == 5_000 + MAX_LABELS + 50
 
@@ -243,15 +225,13 @@ async def test_counts_are_exact_in_an_outage(registry: CollectorRegistry) -> Non
             storage.heal()
             clock.move(5)
         await limiter.hit("9/s", Subject(user=number))
-    found = page(registry)
-    assert found.total("decisions_total", "source") == {("memory",): 200, ("policy",): 100}
-    assert found.total("storage_failures_total", "kind") == {("refused",): 3}
-    assert found.value("breaker_open", server="memory") == 0
+    assert total(registry, "decisions_total", "source") == {("memory",): 200, ("policy",): 100}
+    assert total(registry, "storage_failures_total", "kind") == {("refused",): 3}
+    assert value(registry, "breaker_open", server="memory") == 0
     for _ in range(10):
         await limiter.hit(["1/m", Penalty("3/m", "1h")], ANNA)
-    found = page(registry)
-    assert found.value("bans_total") == 1
-    by_outcome = found.total("decisions_total", "outcome")
+    assert value(registry, "bans_total") == 1
+    by_outcome = total(registry, "decisions_total", "outcome")
     assert by_outcome == {("allowed",): 301, ("refused",): 2, ("banned",): 7}
 
 
@@ -277,12 +257,17 @@ def test_processes_count_exactly_what_was_sent(
     sent = sum((reports.get() for _ in workers), Counter())
     ready.wait(PATIENCE)
     for alive in (True, False):
-        found = Page(counting.collected(directory))
-        assert found.total("decisions_total", "outcome") == {(each,): sent[each] for each in sent}
+        forget_dead_processes()
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, directory)
+        assert total(registry, "decisions_total", "outcome") == {
+            (each,): sent[each] for each in sent
+        }
         assert sent == {"allowed": 500, "refused": 3 * counting.UPDATES - 500}
-        assert found.value("decision_seconds_count") == 3 * counting.UPDATES
-        assert found.value("connected", server="gone:6379") == (0 if alive else None)
-        assert not re.search(rf"pid=|{counting.FIRST_USER // 1_000}\d\d\d", found.text)
+        assert value(registry, "decision_seconds_count") == 3 * counting.UPDATES
+        assert value(registry, "connected", server="gone:6379") == (0 if alive else None)
+        text = generate_latest(registry).decode()
+        assert not re.search(rf"pid=|{counting.FIRST_USER // 1_000}\d\d\d", text)
         if alive:
             ready.wait(PATIENCE)
             for worker in workers:
@@ -300,10 +285,10 @@ async def test_bots_in_one_process_have_a_prefix_each(registry: CollectorRegistr
         for user in range(users):
             await limiter.hit("1/m", Subject(user=user))
         report_everything(metrics)
-    found = page(registry)
-    assert found.total("decisions_total", "prefix") == {("shop",): 2, ("news",): 3}
-    assert found.value("queued", prefix="news") == 5
-    assert all("prefix" in sample.labels for sample in found.samples)
+    assert total(registry, "decisions_total", "prefix") == {("shop",): 2, ("news",): 3}
+    assert value(registry, "queued", prefix="news") == 5
+    samples = [sample for metric in registry.collect() for sample in metric.samples]
+    assert all("prefix" in sample.labels for sample in samples)
     alone = CollectorRegistry()
     PrometheusMetrics(alone)
     told = "give that one to all limiters, give each bot one with its own prefix"
