@@ -6,7 +6,6 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
 import pytest
 import redis.asyncio as aioredis
@@ -22,7 +21,7 @@ from example_bot.demo.updates import Json, callback, message, payment, pre_check
 from example_bot.demo.webhooks import Delivery
 
 from .benches import TIMEOUT
-from .servers import Server, running
+from .servers import Server
 
 
 @asynccontextmanager
@@ -98,25 +97,24 @@ async def test_a_flood_gets_the_limit_one_notice_and_no_spinner(
 
 
 async def test_redis_is_killed_during_a_flood(
-    api: BotApi, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    api: BotApi, own_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Every update is answered promptly, and the outage is logged once."""
-    with running("redis-server", tmp_path) as server:
-        async with three_instances(api, server, "5/hour", timeout=1.0) as handled:
-            calm = max(each.latency for each in await deliver(api, flood(100)))
-            assert len(handled) == 5
+    async with three_instances(api, own_server, "5/hour", timeout=1.0) as handled:
+        calm = max(each.latency for each in await deliver(api, flood(100)))
+        assert len(handled) == 5
 
-            under_way = asyncio.create_task(deliver(api, flood(100)))
-            pressed = len(calls(api, "answerCallbackQuery"))
-            await api.called("answerCallbackQuery", times=pressed + 10)
-            server.kill()
-            deliveries = await under_way
-            assert 5 < len(handled) < 5 + 200
+        under_way = asyncio.create_task(deliver(api, flood(100)))
+        pressed = len(calls(api, "answerCallbackQuery"))
+        await api.called("answerCallbackQuery", times=pressed + 10)
+        own_server.kill()
+        deliveries = await under_way
+        assert 5 < len(handled) < 5 + 200
 
-            before = len(handled)
-            for _ in range(3):  # failures in progress together count once; three open the circuit
-                deliveries += await deliver(api, flood(20))
-            assert len(handled) == before + 3 * 40
+        before = len(handled)
+        for _ in range(3):  # failures in progress together count once; three open the circuit
+            deliveries += await deliver(api, flood(20))
+        assert len(handled) == before + 3 * 40
     assert api.spinning == set()
     # What as many take on this machine, now.
     assert max(each.latency for each in deliveries) < TIMEOUT + 5 * calm

@@ -67,19 +67,6 @@ async def test_reports_have_their_own_limit(api: BotApi) -> None:
     assert pings == [("sendMessage", f"{PONG}, 0 left")]
 
 
-async def test_webhook_shutdown_waits_for_the_running_handler(api: BotApi) -> None:
-    """The bot's other shutdown callbacks run after the update in progress is answered."""
-    dispatcher = build_dispatcher(RateLimitMiddleware("5/minute"))
-    done: list[str] = []
-    dispatcher.shutdown.register(lambda: done.extend(call.method for call in api.calls))
-    runner = await serve(api, dispatcher)
-    report = asyncio.create_task(api.deliver(message(42, "/report")))
-    await api.called("sendMessage")
-    await runner.cleanup()
-    assert (await report).ok
-    assert done[-1] == "editMessageText"
-
-
 async def test_an_instance_waits_its_turn_to_set_the_webhook(
     api: BotApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
