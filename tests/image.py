@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from .guide.pages import ROOT, program
 from .servers import free_port
@@ -33,18 +33,11 @@ AiohttpSession.make_request = accept
 """Runs before the bot, in its process: Telegram accepts everything."""
 
 
-class Step(NamedTuple):
-    """An instruction of a Dockerfile."""
-
-    name: str
-    text: str
-
-
-def steps(dockerfile: str) -> list[Step]:
-    """The instructions, without comments, long lines joined."""
+def steps(dockerfile: str) -> list[tuple[str, str]]:
+    """The instructions, each with its text, without comments, long lines joined."""
     lines = [line for line in dockerfile.splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
-    return [Step(*line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
+    return re.findall(r"(?m)^(\w+) +(.+)$", joined)
 
 
 def in_context(path: str, ignore: str) -> bool:
@@ -87,31 +80,32 @@ class Image:
         self.command: list[str] = []
         self.health: list[str] = []
 
-    def apply(self, step: Step) -> None:
+    def apply(self, name: str, text: str) -> None:
         """Execute one instruction."""
-        print(f"{step.name} {step.text}", flush=True)
-        if step.name == "WORKDIR":
-            self.directory = Path(self._placed(step.text))
+        print(f"{name} {text}", flush=True)
+        if name == "WORKDIR":
+            self.directory = Path(self._placed(text))
             self.directory.mkdir(parents=True, exist_ok=True)
-        elif step.name == "RUN":
-            shell = ["sh", "-ec", self._placed(step.text)]
+        elif name == "RUN":
+            shell = ["sh", "-ec", self._placed(text)]
             subprocess.run(shell, cwd=self.directory, env=self.environment, check=True)
-        elif step.name == "COPY" and not step.text.startswith("--from"):
-            *sources, target = step.text.split()
+        elif name == "COPY" and not text.startswith("--from"):
+            *sources, target = text.split()
             for file in (file for each in sources for file in copied(self.project, each)):
                 place = self.directory / target / file.relative_to(self.project)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, place)
-        elif step.name == "ENV":
-            for name, value in (each.split("=", 1) for each in step.text.split()):
+        elif name == "ENV":
+            for each in text.split():
+                variable, value = each.split("=", 1)
                 value = self._placed(value).replace("$PATH", self.environment["PATH"])
-                self.environment[name] = value
-        elif step.name == "HEALTHCHECK":
-            self.health = json.loads(step.text[step.text.index("[") :])
-        elif step.name == "CMD":
-            self.command = json.loads(step.text)
-        elif step.name not in {"FROM", "COPY", "USER", "EXPOSE"}:
-            raise NotImplementedError(f"{step.name} in {DOCKERFILE.name}")
+                self.environment[variable] = value
+        elif name == "HEALTHCHECK":
+            self.health = json.loads(text[text.index("[") :])
+        elif name == "CMD":
+            self.command = json.loads(text)
+        elif name not in {"FROM", "COPY", "USER", "EXPOSE"}:
+            raise NotImplementedError(f"{name} in {DOCKERFILE.name}")
 
     def _placed(self, text: str) -> str:
         """The text with the absolute paths of the image inside of the directory."""
@@ -125,7 +119,7 @@ def main() -> int:
         image = Image(home / "image", new_project(home / "project"))
         image.root.mkdir()
         for step in steps(DOCKERFILE.read_text()):
-            image.apply(step)
+            image.apply(*step)
         (home / "sitecustomize.py").write_text(NO_TELEGRAM)
         return _try_out(image, {"PYTHONPATH": directory})
 

@@ -331,7 +331,7 @@ def test_the_image(tmp_path: Path) -> None:
 
     What the guide's webhook bot must have is set, and its metrics are those of the dashboard.
     """
-    found = [(each.name, each.text) for each in steps(IMAGE)]
+    found = steps(IMAGE)
     _, second = (number for number, (name, _) in enumerate(found) if name == "FROM")
     last = dict(found[second:])
     assert last["FROM"].endswith("-slim")
