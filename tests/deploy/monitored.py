@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -156,8 +155,3 @@ async def run(
         await runner.cleanup()
     page = generate_latest(registry).decode()
     return found, [rule for group in groups for rule in group["rules"]], page
-
-
-def legend(pattern: str, labels: dict[str, str]) -> str:
-    """The legend of a series, as Grafana shows it."""
-    return re.sub(r"{{\s*(\w+)\s*}}", lambda found: labels.get(found[1], ""), pattern)

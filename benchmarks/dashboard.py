@@ -1,19 +1,24 @@
-"""`python -m tests.deploy.picture` draws docs/images/dashboard.png of a run; needs matplotlib."""
+"""`.venv-bench/bin/python -m benchmarks.dashboard` draws docs/images/dashboard.png of a run."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from tests.deploy.monitored import ROOT, run
 from tests.servers import running
-
-from .monitored import ROOT, legend, run
 
 SECONDS = 120
 COLUMNS = 4
+
+
+def legend(pattern: str, labels: dict[str, str]) -> str:
+    """The legend of a series, as Grafana shows it."""
+    return re.sub(r"{{\s*(\w+)\s*}}", lambda found: labels.get(found[1], ""), pattern)
 
 
 def draw(drawn: dict[str, Any], stages: dict[str, float]) -> None:
