@@ -137,7 +137,9 @@ class Admission:
             answer = await self._limiter.hit(rules, subject, None, once, deadline=deadline)
         except Exception as error:  # of a scope that is a function
             answer, rules = self._answer_by_policy(rules, error), NO_LIMIT
-        decision = BoundDecision.of(answer, self._limiter, rules, subject)
+        decision = None
+        if answer.source != "none":  # else no rule applies
+            decision = BoundDecision.of(answer, self._limiter, rules, subject)
         state[key] = decision, subject
         return await self._go_on(decision, subject, handler, event, inner, data)
 
@@ -212,7 +214,7 @@ class Admission:
     async def _charge(
         self, rules: Rules, counted: Counted, state: dict[object, Any], dispatch: Dispatch
     ) -> Decision | None:
-        """Decide and charge; None if a function or the operators say that there is no limit."""
+        """Decide and charge; None if no rule applies, or operators have switched them off."""
         if self._live is not None:
             if not self._live.is_ready:
                 await self._live.begin(state[DEADLINE])

@@ -71,7 +71,7 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
 
     The handler finds the Decision in `data["rate_limit"]`, as a `BoundDecision`. It is None for an
     event that is not counted: because it has no sender, is exempt, or is never refused, or because
-    a function says that there is no limit.
+    no rule applies to it.
 
     Args:
         rate_limit: A number of seconds for one event, a str (`"5/10s"`, `"1/s; 20/minute"`), a
