@@ -24,7 +24,7 @@ test: $(VENV)/.ready  ## All tests, on memory, fakeredis, Redis and Valkey; T=te
 quick: $(VENV)/.ready  ## The tests that start no server, browser or other process.
 	$(PYTEST) -rfE --quick $(T)
 
-# Environments of their own, one for each combination; VERSIONS="3.12 lowest" runs only those, --resume what has not passed.
+# Environments of their own, one for each combination; VERSIONS="3.12 lowest" runs only those.
 test-versions:  ## The suite on every Python from 3.11, with the lowest and the newest versions.
 	$(PYTHON) -m tests.versions $(VERSIONS)
 

@@ -24,8 +24,7 @@ from benchmarks.server import redis_server
 from bot_ratelimit import Limiter, MemoryStorage, OutgoingLimits, RedisStorage
 from example_bot.demo.botapi import TOKEN, BotApi
 from example_bot.demo.floods import FloodControl
-from tests.outgoing.fleet import run
-from tests.outgoing.strict import Strict
+from tests.outgoing.programs import share_backlog
 from tests.outgoing.virtual import Telegram, VirtualLoop, now
 
 CALLS: Final = 5_000
@@ -266,14 +265,15 @@ async def floors(server: Any) -> Table:
         ("budgets twice too high", {"per_chat": "2/s burst 10"}),
     ):
         server.flush()
-        async with Strict() as api:
+        floods = FloodControl(bulk=1_000_000)
+        async with BotApi(floods) as api:
             options = {"chats": 40, "each": 18, "limits": limits}
-            told = await run("backlog", api.url, server.url, 3, options)
-        took = max(seen.at for seen in api.seen) - min(seen.at for seen in api.seen)
-        lost = sum(process["lost"] for process in told)
+            lost = await share_backlog(api.url, server.url, 3, options)
+        times = [call.at for call in api.calls + api.refused]
+        took = max(times) - min(times)
         table.add_row(
-            *(name, str(api.refusals()), str(api.impatient)),
-            *(f"{took:.1f}", f"{took / 13:.2f}", str(lost)),
+            *(name, str(len(api.refused)), str(floods.impatient)),
+            *(f"{took:.1f}", f"{took / 13:.2f}", str(sum(lost))),
         )
     return table
 

@@ -44,10 +44,9 @@ async def echo(message: Message) -> None:
 
 
 @dp.errors()
-async def log_error(event: ErrorEvent) -> bool:
-    """Without True, the webhook answers 500, and Telegram sends the update again and again."""
+async def log_error(event: ErrorEvent) -> None:
+    """Without it, the webhook answers 500, and Telegram sends the update again and again."""
     logging.error("Update %d failed", event.update.update_id, exc_info=event.exception)
-    return True
 
 
 @dp.startup()

@@ -99,10 +99,9 @@ async def thank(message: Message) -> None:
     await message.answer(THANKS)
 
 
-async def log_error(event: ErrorEvent) -> bool:
-    """Log a handler's exception; without True, Telegram would send the update again and again."""
+async def log_error(event: ErrorEvent) -> None:
+    """Log a handler's exception; without this, Telegram would send the update again and again."""
     _logger.error("Update %d failed", event.update.update_id, exc_info=event.exception)
-    return True
 
 
 def build_dispatcher(rate_limit: RateLimitMiddleware, admins: Collection[int] = ()) -> Dispatcher:

@@ -70,16 +70,12 @@ class Bench(NamedTuple):
 class Pauses(threading.Thread):
     """Measures for how long the machine kept this process from running, while the block runs.
 
-    A thread of its own sleeps again and again: it wakes late if the machine was busy, but not if
-    only the event loop was.
+    Its thread sleeps again and again: it wakes late if the machine was busy, not the event loop.
     """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.longest = 0.0
-        """The longest pause in seconds."""
-        self.total = 0.0
-        """All pauses so far, in seconds."""
+        self.longest = self.total = 0.0  # in seconds
         self._ended = threading.Event()
 
     def __enter__(self) -> Pauses:
@@ -108,6 +104,10 @@ async def eventually(holds: Callable[[], Any], within: float = 5.0) -> None:
             await asyncio.sleep(0.01)
 
 
-async def real_time(seconds: float) -> None:
-    """Wait, for servers whose clock cannot be moved."""
-    await asyncio.sleep(seconds)
+def at_once(move: Callable[[float], object]) -> Callable[[float], Awaitable[None]]:
+    """As a coroutine function, like the one that waits for servers whose time is not moved."""
+
+    async def moved(seconds: float) -> None:
+        move(seconds)
+
+    return moved

@@ -18,9 +18,6 @@ NOT_RUN = (
     "NOT RUN: no Chromium here. To run these tests: apt-get install chromium, or set CHROMIUM_BIN "
     "to the path of Chromium or Chrome"
 )
-
-SERIOUS = {"serious", "critical"}
-
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -48,12 +45,7 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 async def violations(page: Page, rules: Sequence[str] = ()) -> list[str]:
-    """What axe finds on the page that is serious or critical: the rule, and the elements.
-
-    Args:
-        page: Where.
-        rules: These alone; all unless given.
-    """
+    """What axe finds on the page that is serious or critical, by these rules, or else by all."""
     # Not add_script_tag, which the page's own policy forbids.
     await page.evaluate(_axe())
     options: dict[str, Any] = {"resultTypes": ["violations"]}
@@ -63,7 +55,7 @@ async def violations(page: Page, rules: Sequence[str] = ()) -> list[str]:
     return [
         f"{each['id']} ({each['impact']}): {node['html'][:200]}"
         for each in found["violations"]
-        if each["impact"] in SERIOUS
+        if each["impact"] in {"serious", "critical"}
         for node in each["nodes"]
     ]
 

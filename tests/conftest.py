@@ -18,14 +18,14 @@ import redis.asyncio as aioredis
 import time_machine
 from fakeredis import FakeAsyncRedis, FakeServer
 from hypothesis import HealthCheck, settings
-from prometheus_client import REGISTRY
 
 from bot_ratelimit import MemoryStorage, RedisStorage
 from bot_ratelimit.config.environment import warn_once
 from bot_ratelimit.storage.guarded import _key_spaces
 from bot_ratelimit.testing import Clock
+from example_bot.demo.botapi import BotApi
 
-from .benches import Bench, real_time
+from .benches import Bench, at_once
 from .servers import Server, running
 
 ADDRESS = re.compile("0x[0-9a-f]{8,}")
@@ -156,6 +156,13 @@ async def client(redis_server: Server) -> AsyncIterator[aioredis.Redis]:
 
 
 @pytest.fixture
+async def api() -> AsyncIterator[BotApi]:
+    """A stand-in for Telegram."""
+    async with BotApi() as api:
+        yield api
+
+
+@pytest.fixture
 async def fake_client() -> AsyncIterator[FakeAsyncRedis]:
     async with FakeAsyncRedis(server=FakeServer()) as client:
         yield client
@@ -166,26 +173,17 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     """Each kind of storage in turn, empty."""
     if request.param == "memory":
         clock = Clock()
-
-        async def move(seconds: float) -> None:
-            clock.move(seconds)
-
-        yield Bench(MemoryStorage(clock=clock), None, move, exact=True)
+        yield Bench(MemoryStorage(clock=clock), None, at_once(clock.move), exact=True)
     elif request.param == "fakeredis":
         with time_machine.travel(datetime(2026, 1, 1, tzinfo=UTC), tick=False) as traveller:
-
-            async def shift(seconds: float) -> None:
-                traveller.shift(seconds)
-
             async with FakeAsyncRedis(server=FakeServer()) as fake:
-                yield Bench(RedisStorage(fake), fake, shift, exact=True)
+                yield Bench(RedisStorage(fake), fake, at_once(traveller.shift), exact=True)
     else:
-        name = "redis_server" if request.param == "redis-server" else "valkey_server"
-        server: Server = request.getfixturevalue(name)
+        server: Server = request.getfixturevalue(request.param.replace("-", "_"))
         async with aioredis.Redis(port=server.port) as real:
             await real.flushall()
             storage = RedisStorage(real)
-            yield Bench(storage, real, real_time, exact=False)
+            yield Bench(storage, real, asyncio.sleep, exact=False)
             await storage.close()
 
 
@@ -212,18 +210,6 @@ def connected(client: aioredis.Redis) -> Callable[[int], Awaitable[None]]:
                 await asyncio.sleep(0.005)
 
     return wait_for
-
-
-@pytest.fixture
-def no_metrics_yet() -> None:
-    """Remove our metrics from prometheus_client's registry, as in a new process."""
-    ours = {
-        collector
-        for name, collector in REGISTRY._names_to_collectors.items()
-        if name.startswith("bot_ratelimit")
-    }
-    for collector in ours:
-        REGISTRY.unregister(collector)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

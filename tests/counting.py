@@ -1,4 +1,4 @@
-"""The work of each of several bots whose metrics are added up; run by test_metrics.py."""
+"""The work of each of several processes whose metrics are added up; run by test_metrics.py."""
 
 from __future__ import annotations
 
@@ -9,115 +9,36 @@ import sys
 from collections import Counter
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Barrier
-from typing import Any
 
 import redis.asyncio as aioredis
 
+from bot_ratelimit import Limiter, RedisStorage, Subject
 from tests.servers import PATIENCE
 
-FIRST_USER = 7_000_000_000
-USERS = 100
-UPDATES = 1_200
-AMOUNT = 5
+FIRST_USER, USERS, UPDATES = 7_000_000_000, 100, 800
 
 
 def run(
-    port: int,
-    directory: str,
-    ready: Barrier,
-    reports: SimpleQueue[Counter[tuple[str, str]]],
+    port: int, directory: str, ready: Barrier, reports: SimpleQueue[Counter[str]], end: str
 ) -> None:
-    """Send updates through a dispatcher, in prometheus_client's multi-process mode."""
+    """Decide in prometheus_client's multi-process mode, and end without closing anything."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory  # read when it is imported
-    reports.put(asyncio.run(work(port, ready)))
-
-
-async def work(port: int, ready: Barrier) -> Counter[tuple[str, str]]:
-    from bot_ratelimit import RateLimitMiddleware
-    from bot_ratelimit.metrics import PrometheusMetrics
-    from tests.incoming.support import Instance, chat, user
-    from tests.recorder import Recorder
-
-    recorder = Recorder()
-    async with aioredis.Redis(port=port) as client:
-        bot = Instance(
-            RateLimitMiddleware(
-                f"{AMOUNT}/h",
-                client,
-                timeout=5,
-                on_limited=None,
-                observer=[PrometheusMetrics(), recorder],
-            )
-        )
-        handled: Counter[str] = Counter()
-
-        async def send(first: int, last: int) -> None:
-            for i in range(first, last, 200):
-                updates = [
-                    bot.send(
-                        "hello",
-                        **{"from": user(who := FIRST_USER + n % USERS), "chat": chat(who)},
-                    )
-                    for n in range(i, i + 200)
-                ]
-                for (was_handled,) in await asyncio.gather(*updates):
-                    handled["allowed" if was_handled else "refused"] += 1
-
-        await asyncio.to_thread(ready.wait, PATIENCE)
-        await send(0, 400)
-        await asyncio.to_thread(ready.wait, PATIENCE)
-        await gone(recorder)
-        await send(400, 800)
-        await asyncio.to_thread(ready.wait, PATIENCE)
-        await asyncio.to_thread(ready.wait, PATIENCE)
-        await asyncio.sleep(2.5)  # longer than the circuit stays open
-        await send(800, UPDATES)
-        await asyncio.to_thread(ready.wait, PATIENCE)
-        await asyncio.to_thread(ready.wait, PATIENCE)
-        await bot.dispatcher.emit_shutdown()
-    sources = Counter(
-        ("allowed" if decision.allowed else "refused", decision.source)
-        for _, decision, _, _ in recorder.named("decided")
-    )
-    by_outcome: Counter[str] = Counter()
-    for (outcome, _), n in sources.items():
-        by_outcome[outcome] += n
-    # The handlers decide what is right; only the decisions have the sources.
-    assert by_outcome == handled, (by_outcome, handled)
-    return sources
-
-
-async def gone(recorder: Any) -> None:
-    """Wait until the connection is lost."""
-    while not recorder.named("disconnected"):  # noqa: ASYNC110 - the server decides
-        await asyncio.sleep(0.005)
-
-
-def report(directory: str, ready: Barrier, alive: SimpleQueue[None], end: str) -> None:
-    """Report to Prometheus, wait, and end without closing anything."""
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
-    from bot_ratelimit.metrics import PrometheusMetrics
-
-    metrics = PrometheusMetrics()
-    metrics.disconnected("localhost:6379")
-    metrics.banned("bot:ratelimit:ban:42", 60.0)
-    ready.wait(60)
-    alive.get()
+    reports.put(asyncio.run(decide(port)))
+    ready.wait(PATIENCE)  # everything is counted
+    ready.wait(PATIENCE)  # and was read
     if end == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if end == "exit":
         sys.exit(1)
 
 
-def collected(directory: str) -> str:
-    """The metrics page over all processes."""
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
-    from prometheus_client import CollectorRegistry, generate_latest
-    from prometheus_client.multiprocess import MultiProcessCollector
+async def decide(port: int) -> Counter[str]:
+    from bot_ratelimit.metrics import PrometheusMetrics
 
-    from bot_ratelimit.metrics import forget_dead_processes
-
-    forget_dead_processes()
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]  # of prometheus_client
-    return generate_latest(registry).decode()
+    metrics = PrometheusMetrics()
+    metrics.disconnected("gone:6379")
+    async with aioredis.Redis(port=port) as client:
+        limiter = Limiter(RedisStorage(client), timeout=5, observer=metrics)
+        users = [Subject(user=FIRST_USER + number % USERS) for number in range(UPDATES)]
+        decisions = await asyncio.gather(*(limiter.hit("5/h", user) for user in users))
+    return Counter("allowed" if decision.allowed else "refused" for decision in decisions)

@@ -1,9 +1,8 @@
 """`python -m tests.image`: what deploy/Dockerfile does, without Docker, then the health check.
 
-A project is made as deploy/README.md says: docs/webhook_bot.py, requirements.txt, and deploy/. The
-steps are read from the Dockerfile itself and run in an empty directory that stands for the root of
-the image: RUN as it is, COPY of what Dockerfile.dockerignore lets through, and at the end CMD
-beside HEALTHCHECK. What it cannot show: the base image, its Python version, and USER.
+Its steps run in an empty directory that stands for the root of the image: RUN as it is, COPY of
+what Dockerfile.dockerignore lets through, and at the end CMD beside HEALTHCHECK. What it cannot
+show: the base image, its Python version, and USER.
 """
 
 from __future__ import annotations
@@ -19,15 +18,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-from .guide.pages import program
+from .guide.pages import ROOT, program
 from .servers import free_port
 
-ROOT: Final = Path(__file__).parents[1]
 DOCKERFILE: Final = ROOT / "deploy" / "Dockerfile"
 IGNORED: Final = DOCKERFILE.with_name("Dockerfile.dockerignore").read_text()
-TOKEN: Final = "42:IMAGE"
 NO_TELEGRAM: Final = """
 from aiogram.client.session.aiohttp import AiohttpSession
 async def accept(*_, **__): return True
@@ -36,30 +33,21 @@ AiohttpSession.make_request = accept
 """Runs before the bot, in its process: Telegram accepts everything."""
 
 
-class Step(NamedTuple):
-    """An instruction of a Dockerfile."""
-
-    name: str
-    text: str
-
-
-def steps(dockerfile: str) -> list[Step]:
-    """The instructions, without comments, long lines joined."""
+def steps(dockerfile: str) -> list[tuple[str, str]]:
+    """The instructions, each with its text, without comments, long lines joined."""
     lines = [line for line in dockerfile.splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
-    return [Step(*line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
+    return re.findall(r"(?m)^(\w+) +(.+)$", joined)
 
 
 def in_context(path: str, ignore: str) -> bool:
     """Whether .dockerignore includes this path of the repository in the build."""
-    rules = [line for line in ignore.splitlines() if line and not line.startswith("#")]
-    inside = True
-    for rule in rules:
-        pattern = rule.lstrip("!").removeprefix("**/")
+    for rule in (line for line in ignore.splitlines() if line and not line.startswith("#")):
+        assert not rule.startswith("!"), "an exception"
         parts = path.split("/") if rule.startswith("**/") else [path, path.split("/")[0]]
-        if any(fnmatch.fnmatch(part, pattern) for part in parts):
-            inside = rule.startswith("!")
-    return inside
+        if any(fnmatch.fnmatch(part, rule.removeprefix("**/")) for part in parts):
+            return False
+    return True
 
 
 def copied(project: Path, source: str) -> Iterator[Path]:
@@ -72,8 +60,7 @@ def copied(project: Path, source: str) -> Iterator[Path]:
 def new_project(directory: Path) -> Path:
     """What a newcomer has: docs/webhook_bot.py, what it needs, and a copy of deploy/."""
     directory.mkdir()
-    bot = program("webhook_bot.py").text
-    (directory / "bot.py").write_text(bot)
+    (directory / "bot.py").write_text(program("webhook_bot.py").text)
     (directory / "requirements.txt").write_text(
         f"--constraint {ROOT}/constraints.txt\nbot_ratelimit[all] @ file://{ROOT}\n"
     )
@@ -93,40 +80,36 @@ class Image:
         self.command: list[str] = []
         self.health: list[str] = []
 
-    def apply(self, step: Step) -> None:
+    def apply(self, name: str, text: str) -> None:
         """Execute one instruction."""
-        print(f"{step.name} {step.text}", flush=True)
-        if step.name == "WORKDIR":
-            self.directory = Path(self._placed(step.text))
+        print(f"{name} {text}", flush=True)
+        if name == "WORKDIR":
+            self.directory = Path(self._placed(text))
             self.directory.mkdir(parents=True, exist_ok=True)
-        elif step.name == "RUN":
-            shell = ["sh", "-ec", self._placed(step.text)]
+        elif name == "RUN":
+            shell = ["sh", "-ec", self._placed(text)]
             subprocess.run(shell, cwd=self.directory, env=self.environment, check=True)
-        elif step.name == "COPY" and not step.text.startswith("--from"):
-            self._copy(*step.text.split())
-        elif step.name == "ENV":
-            for name, value in (each.split("=", 1) for each in step.text.split()):
+        elif name == "COPY" and not text.startswith("--from"):
+            *sources, target = text.split()
+            for file in (file for each in sources for file in copied(self.project, each)):
+                place = self.directory / target / file.relative_to(self.project)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, place)
+        elif name == "ENV":
+            for each in text.split():
+                variable, value = each.split("=", 1)
                 value = self._placed(value).replace("$PATH", self.environment["PATH"])
-                self.environment[name] = value
-        elif step.name == "HEALTHCHECK":
-            self.health = json.loads(step.text[step.text.index("[") :])
-        elif step.name == "CMD":
-            self.command = json.loads(step.text)
-        elif step.name not in {"FROM", "COPY", "USER", "EXPOSE"}:
-            raise NotImplementedError(f"{step.name} in {DOCKERFILE.name}")
+                self.environment[variable] = value
+        elif name == "HEALTHCHECK":
+            self.health = json.loads(text[text.index("[") :])
+        elif name == "CMD":
+            self.command = json.loads(text)
+        elif name not in {"FROM", "COPY", "USER", "EXPOSE"}:
+            raise NotImplementedError(f"{name} in {DOCKERFILE.name}")
 
     def _placed(self, text: str) -> str:
         """The text with the absolute paths of the image inside of the directory."""
         return re.sub(r"(?<![\w.$])/(opt|app|src)\b", rf"{self.root}/\1", text)
-
-    def _copy(self, *arguments: str) -> None:
-        *sources, target = arguments
-        for source in sources:
-            for file in copied(self.project, source):
-                inside = file.relative_to(self.project)
-                place = self.directory / target / inside
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(file, place)
 
 
 def main() -> int:
@@ -136,7 +119,7 @@ def main() -> int:
         image = Image(home / "image", new_project(home / "project"))
         image.root.mkdir()
         for step in steps(DOCKERFILE.read_text()):
-            image.apply(step)
+            image.apply(*step)
         (home / "sitecustomize.py").write_text(NO_TELEGRAM)
         return _try_out(image, {"PYTHONPATH": directory})
 
@@ -145,7 +128,7 @@ def _try_out(image: Image, telegram: dict[str, str]) -> int:
     files = {str(each.relative_to(image.directory)) for each in image.directory.rglob("*")}
     assert files == {"bot.py", "requirements.txt"}, files
     environment = image.environment | {
-        "BOT_TOKEN": TOKEN,
+        "BOT_TOKEN": "42:IMAGE",
         "WEBHOOK_URL": "https://bot.example/webhook",
         "WEB_SERVER_HOST": "127.0.0.1",
         "WEB_SERVER_PORT": str(free_port()),
@@ -154,27 +137,16 @@ def _try_out(image: Image, telegram: dict[str, str]) -> int:
     program = shutil.which(image.command[0], path=environment["PATH"])
     assert program, f"{image.command[0]} is not on the PATH of the image"
     assert Path(program).is_relative_to(image.root), "python is not that of the image"
-    start = [program, *image.command[1:]]
+    start, check = ([program, *words[1:]] for words in (image.command, image.health))
+    healthy, deadline = False, time.monotonic() + 60
     with subprocess.Popen(start, cwd=image.directory, env=environment | telegram) as bot:
-        try:
-            healthy = _soon_healthy([program, *image.health[1:]], image.directory, environment)
-        finally:
-            bot.terminate()
-    print(f"image: {'healthy' if healthy else 'NOT HEALTHY'}, exit status {bot.returncode}")
+        while not healthy and time.monotonic() < deadline:
+            time.sleep(0.5)
+            ran = subprocess.run(check, cwd=image.directory, env=environment, capture_output=True)
+            healthy = ran.returncode == 0
+        bot.terminate()
+    print(f"image: {'healthy' if healthy else ran.stderr.decode()}, exit status {bot.returncode}")
     return int(not healthy or bot.returncode != 0)
-
-
-def _soon_healthy(check: list[str], directory: Path, environment: dict[str, str]) -> bool:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        ran = subprocess.run(
-            check, cwd=directory, env=environment, capture_output=True, check=False
-        )
-        if ran.returncode == 0:
-            return True
-        time.sleep(0.5)
-    print(ran.stderr.decode(), end="")
-    return False
 
 
 if __name__ == "__main__":

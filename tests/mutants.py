@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Final, NamedTuple
@@ -88,11 +89,8 @@ def mutants(path: Path) -> Iterator[Mutant]:
             continue
         for name, value in ast.iter_fields(node):
             if name not in {"annotation", "returns", "bases", "type_params"}:
-                waiting += [
-                    each
-                    for each in ([*value] if isinstance(value, list) else [value])
-                    if isinstance(each, ast.AST)
-                ]
+                found = value if isinstance(value, list) else [value]
+                waiting += [each for each in found if isinstance(each, ast.AST)]
         if (new := changed(node)) is not None:
             assert isinstance(node, ast.expr | ast.stmt)
             yield Mutant(path, node, new)
@@ -106,11 +104,8 @@ def changed(node: ast.AST) -> str | None:
         case ast.BoolOp(op=op, values=values):
             return f" {OPPOSITES[type(op)]} ".join(f"({ast.unparse(each)})" for each in values)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in OPPOSITES:
-            if any(
-                isinstance(each, ast.Constant | ast.JoinedStr) and not is_number(each)
-                for each in (left, right)
-            ):
-                return None  # of texts
+            if is_text(left) or is_text(right):
+                return None
             return f"({ast.unparse(left)}) {OPPOSITES[type(op)]} ({ast.unparse(right)})"
         case ast.UnaryOp(op=ast.Not(), operand=operand):
             return f"bool({ast.unparse(operand)})"
@@ -125,8 +120,9 @@ def changed(node: ast.AST) -> str | None:
     return None
 
 
-def is_number(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, int | float)
+def is_text(node: ast.AST) -> bool:
+    number = isinstance(node, ast.Constant) and isinstance(node.value, int | float)
+    return isinstance(node, ast.Constant | ast.JoinedStr) and not number
 
 
 class Tests:
@@ -151,7 +147,7 @@ class Tests:
                 ids = {each.rpartition("|")[0] for each in contexts if each}
                 self._covering[Path(name).relative_to(root), line] = sorted(ids)
 
-    def find(self, mutant: Mutant, root: Path, *, quick: bool) -> bool:
+    def find(self, mutant: Mutant, root: Path) -> bool:
         """Whether a test fails in this copy of the repository."""
         path = mutant.path.relative_to(ROOT)
         folder = f"tests/{path.parts[1]}"
@@ -159,26 +155,20 @@ class Tests:
         ids = dict.fromkeys(each for n in lines for each in self._covering.get((path, n), ()))
         # The tests of the same name come first, and then those of the same folder.
         likely = sorted(ids, key=lambda each: (path.stem not in each, folder not in each))
-        run = [likely[:MANY]] if likely else [["--quick", folder]]
-        return any(not passes(root, tests) for tests in [*run, *([] if quick else [[folder]])])
+        first = likely[:MANY] or ["--quick", folder]
+        return not (passes(root, first) and passes(root, [folder]))
 
 
 def passes(root: Path, arguments: list[str]) -> bool:
     """Whether tests pass; if they hang, they do not."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    run = partial(subprocess.run, cwd=root, env=environment, capture_output=True, timeout=LONGEST)
     try:
-        ran = subprocess.run(
-            command,
-            cwd=root,
-            env=environment | {"PYTHONPATH": str(root)},
-            capture_output=True,
-            timeout=LONGEST,
-            check=False,
-        )
+        return run(command).returncode == 0
     except subprocess.TimeoutExpired:
         return False
-    return ran.returncode == 0
 
 
 def copy(root: Path) -> None:
@@ -197,14 +187,9 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10_000))
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="mutants at a time")
-    parser.add_argument("--quick", action="store_true", help="only the quick tests")
     given = parser.parse_args()
-    every = [
-        each
-        for folder in given.folders
-        for path in sorted((PACKAGE / folder).rglob("*.py"))
-        for each in mutants(path)
-    ]
+    paths = [path for each in given.folders for path in sorted((PACKAGE / each).rglob("*.py"))]
+    every = [each for path in paths for each in mutants(path)]
     chosen = random.Random(given.seed).sample(every, min(given.count, len(every)))
     print(f"{len(chosen)} of {len(every)} mutants, --seed {given.seed}", flush=True)
     missed: list[Mutant] = []
@@ -218,7 +203,7 @@ def main() -> int:
         def try_one(mutant: Mutant) -> None:
             root, started = roots.get(), time.monotonic()
             mutant.apply(root)
-            if not (ok := tests.find(mutant, root, quick=given.quick)):
+            if not (ok := tests.find(mutant, root)):
                 missed.append(mutant)
             shutil.copy(mutant.path, root / mutant.path.relative_to(ROOT))
             roots.put(root)

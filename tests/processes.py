@@ -17,19 +17,15 @@ from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(  # no prometheus_client: a process reads its settings at the import
-    ["aiogram", "bot_ratelimit.admin.cli", "bot_ratelimit.incoming.middleware",
-     "bot_ratelimit.outgoing.limits", "bot_ratelimit.storage.redis.storage"]
-)  # fmt: skip
+    [
+        *("aiogram", "bot_ratelimit.admin.cli", "bot_ratelimit.incoming.middleware"),
+        *("bot_ratelimit.outgoing.limits", "bot_ratelimit.storage.redis.storage"),
+    ]
+)
 
 
 class Forked:
-    """`python -W error -m module arguments`, but faster, with the methods of asyncio's `Process`.
-
-    Args:
-        process: It has started.
-        stdout: What it says.
-        stderr: What it logs.
-    """
+    """`python -W error -m module arguments`, but faster, with what asyncio's `Process` has."""
 
     def __init__(
         self, process: ForkServerProcess, stdout: asyncio.StreamReader, stderr: asyncio.StreamReader

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 NOT_RUN = (
@@ -15,47 +15,26 @@ NOT_RUN = (
 )
 
 
-def find_prometheus() -> str | None:
-    """The path of `prometheus`; None if it is not available."""
-    return _find("prometheus")
-
-
-def find_promtool() -> str | None:
-    """The path of `promtool`; None if it is not available."""
-    return _find("promtool")
-
-
 def _find(name: str) -> str | None:
+    """The path of the program; None if it is not available."""
     folders = [os.environ.get("PROMETHEUS_BIN", ""), os.environ.get("PATH", os.defpath)]
-    found = shutil.which(name, path=os.pathsep.join(folders))
-    if found:
-        return found
-    taken = _extracted()
-    return str(taken / name) if taken and (taken / name).exists() else None
+    return shutil.which(name, path=os.pathsep.join(folders)) or shutil.which(name, path=_unpacked())
+
+
+find_prometheus, find_promtool = partial(_find, "prometheus"), partial(_find, "promtool")
 
 
 @cache
-def _extracted() -> Path | None:
-    """The binaries of Debian's package, extracted without root; kept for the next run."""
+def _unpacked() -> str:
+    """Where the binaries of Debian's package are, unpacked without root, for the next run too."""
     kept = Path(tempfile.gettempdir()) / f"bot-ratelimit-prometheus-{os.getuid()}"
     binaries = kept / "root" / "usr" / "bin"
-    if (binaries / "promtool").exists():
-        return binaries
-    if not (shutil.which("apt-get") and shutil.which("dpkg")):
-        return None
     kept.mkdir(exist_ok=True, mode=0o700)
-    if kept.stat().st_uid != os.getuid():
-        return None
-    try:
-        subprocess.run(
-            ["apt-get", "download", "prometheus"],
-            cwd=kept,
-            check=True,
-            capture_output=True,
-            timeout=120,
-        )
-        (package,) = kept.glob("prometheus_*.deb")
-        subprocess.run(["dpkg", "-x", package, kept / "root"], check=True, timeout=120)
-    except (subprocess.SubprocessError, OSError, ValueError):
-        return None
-    return binaries if (binaries / "promtool").exists() else None
+    if kept.stat().st_uid == os.getuid() and not (binaries / "promtool").exists():
+        run = partial(subprocess.run, cwd=kept, check=True, capture_output=True, timeout=120)
+        try:
+            run(["apt-get", "download", "prometheus"])
+            run(["dpkg", "-x", *kept.glob("prometheus_*.deb"), kept / "root"])
+        except (subprocess.SubprocessError, OSError):
+            pass  # no Debian, or no network
+    return str(binaries)

@@ -15,7 +15,7 @@ class Proxy:
     """Forwards bytes to a port on loopback, each way with half the round trip's delay.
 
     It runs in a thread with an event loop of its own, so that a blocked loop in the test does not
-    delay it.
+    delay it. With a TLS context it speaks TLS; the server behind it need not.
     """
 
     def __init__(
@@ -25,11 +25,8 @@ class Proxy:
         jitter: float = 0.0,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self.target = target
-        self.tls = tls
-        """The TLS context of the proxy; the server behind it may use plain TCP."""
-        self.round_trip = round_trip
-        self.jitter = jitter
+        self.target, self.tls = target, tls
+        self.round_trip, self.jitter = round_trip, jitter
         self.port = 0
         self.connections = 0
         """How many were accepted so far."""
@@ -52,12 +49,8 @@ class Proxy:
 
     def cut(self) -> None:
         """Break all connections."""
-
-        def abort_all() -> None:
-            for writer in list(self._writers):
-                abort(writer)
-
-        self._loop.call_soon_threadsafe(abort_all)
+        for writer in list(self._writers):
+            self._loop.call_soon_threadsafe(abort, writer)
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
 import random
@@ -11,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -46,6 +45,15 @@ def find_server(name: str) -> str:
     )
 
 
+LOWEST_PORT = 11_000
+"""Lower ones are often those of well-known servers, and browsers refuse some of them."""
+MOST_WORKERS = 100
+"""Each worker has the ports with its own remainder, so that no two give the same one."""
+_given: set[int] = set()
+_random = random.SystemRandom()
+"""Not the random numbers of the tests, which may have the same seed in each worker."""
+
+
 def free_port(*beside: int) -> int:
     """A free port, so that the ports that lie `beside` it, by these distances, are free, too.
 
@@ -53,7 +61,8 @@ def free_port(*beside: int) -> int:
     own. Otherwise another connection could get it before its server starts, or while the server is
     restarted; even the client that tries to connect to it could, and would then hear itself.
     """
-    first = LOWEST_PORT + _worker()
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # 3 in gw3
+    first = LOWEST_PORT + worker % MOST_WORKERS
     highest = _first_ephemeral_port() - max(beside, default=0)
     while True:
         port = _random.randrange(first, highest, MOST_WORKERS)
@@ -67,20 +76,6 @@ def cluster_port() -> int:
     return free_port(10_000)
 
 
-LOWEST_PORT = 11_000
-"""Lower ones are often those of well-known servers, and browsers refuse some of them."""
-MOST_WORKERS = 100
-"""Each worker has the ports with its own remainder, so that no two give the same one."""
-_given: set[int] = set()
-_random = random.SystemRandom()
-"""Not the random numbers of the tests, which may have the same seed in each worker."""
-
-
-def _worker() -> int:
-    """The number of this worker of pytest-xdist: 3 in `gw3`, 0 without workers."""
-    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % MOST_WORKERS
-
-
 def _is_free(port: int) -> bool:
     with socket.socket() as probe, suppress(OSError):
         probe.bind(("127.0.0.1", port))
@@ -90,12 +85,20 @@ def _is_free(port: int) -> bool:
 
 @cache
 def _first_ephemeral_port() -> int:
-    """The first port that the kernel chooses by itself."""
+    """The first port that the kernel chooses by itself; not lower, if it may choose nearly all."""
     file = Path("/proc/sys/net/ipv4/ip_local_port_range")
-    first = int(file.read_text().split()[0]) if file.exists() else 32_768
-    return max(
-        first, 32_768
-    )  # a machine may use nearly all of them: then there is no better choice
+    return max(32_768, int(file.read_text().split()[0]) if file.exists() else 0)
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    """Fail unless the condition becomes true soon; servers that do not answer yet are retried."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with suppress(redis.ConnectionError, redis.ResponseError):
+            if condition():
+                return
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.01)
 
 
 class Server:
@@ -116,27 +119,19 @@ class Server:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        deadline = time.monotonic() + 10
-        self._launch()
         with redis.Redis(port=self.port) as client:
-            while True:
-                try:
-                    client.ping()
-                    return
-                except redis.AuthenticationError:
-                    return  # it wants a password, so it is there
-                except redis.ConnectionError:
-                    if time.monotonic() > deadline:
-                        raise RuntimeError(f"{self._command[0]} did not start") from None
-                    if self._process is None or self._process.poll() is not None:
-                        time.sleep(0.2)  # its port may still be in use, after a restart
-                        self._launch()
-                    time.sleep(0.01)
 
-    def _launch(self) -> None:
-        self._process = subprocess.Popen(
-            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+            def answers() -> bool:
+                if self._process is None or self._process.poll() is not None:
+                    time.sleep(0.2 if self._process else 0)  # its port may still be in use
+                    self._process = subprocess.Popen(
+                        self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                    )
+                with suppress(redis.AuthenticationError):  # it wants a password, so it is there
+                    client.ping()
+                return True
+
+            wait_until(answers, f"{self._command[0]} starts", 10)
 
     def kill(self) -> None:
         if self._process is not None:
@@ -175,11 +170,9 @@ def running_cluster(directory: Path) -> Iterator[Server]:
     try:
         server.start()
         with redis.Redis(port=server.port, decode_responses=True) as client:
-            client.execute_command("CLUSTER ADDSLOTS", *range(16_384))
-            deadline = time.monotonic() + 10
-            while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
-                assert time.monotonic() < deadline, "the cluster did not form"
-                time.sleep(0.01)
+            ask = client.execute_command
+            ask("CLUSTER ADDSLOTS", *range(16_384))
+            wait_until(lambda: ask("CLUSTER INFO")["cluster_state"] == "ok", "the cluster forms")
         yield server
     finally:
         server.kill()
@@ -187,25 +180,6 @@ def running_cluster(directory: Path) -> Iterator[Server]:
 
 @asynccontextmanager
 async def black_hole() -> AsyncIterator[int]:
-    """A port that accepts connections, reads everything and never answers."""
-    handlers: set[asyncio.Task[None]] = set()
-
-    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        handlers.add(task)
-        try:
-            while await reader.read(65_536):
-                pass
-        finally:
-            writer.close()
-            handlers.discard(task)
-
-    server = await asyncio.start_server(swallow, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for task in list(handlers):
-            task.cancel()
-        await asyncio.gather(*handlers, return_exceptions=True)
+    """A port at which the kernel accepts connections, and nobody ever answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        yield silent.getsockname()[1]

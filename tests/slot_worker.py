@@ -1,4 +1,4 @@
-"""A process that works in slots and logs it; run by test_slot_processes.py."""
+"""A process that works in slots and logs it; run by test_processes.py."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import update_wrapper
 from inspect import iscoroutinefunction
 from typing import Any
@@ -23,37 +23,34 @@ def table(
 
     def decorate(test: Callable[..., Any]) -> Callable[[], Any]:
         def run() -> None:
-            with _together() as noted:
-                for row in rows:
-                    with noted(row):
-                        test(**row)
+            for row in _together(rows):
+                with row as values:
+                    test(**values)
 
         async def run_async() -> None:
-            with _together() as noted:
-                for row in rows:
-                    with noted(row):
-                        await test(**row)
+            for row in _together(rows):
+                with row as values:
+                    await test(**values)
 
         found: Callable[[], Any] = run_async if iscoroutinefunction(test) else run
         update_wrapper(found, test)
-        del found.__wrapped__  # type: ignore[attr-defined] # its arguments are no fixtures
+        del found.__wrapped__  # its arguments are no fixtures
         return found
 
     return decorate
 
 
-@contextmanager
-def _together() -> Iterator[Callable[[object], AbstractContextManager[None]]]:
+def _together(rows: list[dict[str, Any]]) -> Iterator[Any]:
     errors: list[Exception] = []
 
     @contextmanager
-    def noted(row: object) -> Iterator[None]:
+    def noted(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         try:
-            yield
+            yield row
         except Exception as error:
             error.add_note(f"in the case {row!r}")
             errors.append(error)
 
-    yield noted
+    yield from map(noted, rows)
     if errors:
         raise ExceptionGroup(f"{len(errors)} cases", errors)

@@ -1,14 +1,11 @@
-"""PrometheusMetrics: counts are exact, and the number of series is bounded."""
+"""PrometheusMetrics and OpenTelemetryMetrics: counts are exact, series are few."""
 
 from __future__ import annotations
 
-import asyncio
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from importlib import import_module
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -19,12 +16,13 @@ import redis.asyncio as aioredis
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from bot_ratelimit import (
     ConfigError,
     Limiter,
     MemoryStorage,
+    Observer,
     Penalty,
     RedisStorage,
     Rule,
@@ -32,45 +30,18 @@ from bot_ratelimit import (
     StorageError,
     Subject,
 )
-from bot_ratelimit.limiter.observer import MAX_LABELS, Observer
-from bot_ratelimit.metrics import PrometheusMetrics
+from bot_ratelimit.limiter.observer import MAX_LABELS
+from bot_ratelimit.metrics import PrometheusMetrics, forget_dead_processes
 from bot_ratelimit.otel import NAMES, OpenTelemetryMetrics
+from bot_ratelimit.series import SERIES
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests import counting
 from tests.processes import FORKS
 from tests.promtools import NOT_RUN, find_promtool
 from tests.servers import PATIENCE, Server
 
-ROOT = Path(__file__).parents[1]
-ROW = re.compile(r"^\| `(bot_ratelimit_\w+)`((?: \{[\w, ]+\})?) \| (\w+) \|", re.MULTILINE)
-
-
-class Page:
-    """The content of `/metrics`."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.families = {
-            family.name: family
-            for family in text_string_to_metric_families(text)
-            if not family.name.endswith("_created")
-        }
-        self.samples = {
-            (sample.name, *sorted(sample.labels.items())): sample.value
-            for family in self.families.values()
-            for sample in family.samples
-        }
-
-    def value(self, name: str, /, **labels: str) -> float | None:
-        return self.samples.get((f"bot_ratelimit_{name}", *sorted(labels.items())))
-
-    def total(self, name: str, *by: str) -> Counter[Any]:
-        """The sums of a counter by some of its labels."""
-        found: Counter[Any] = Counter()
-        for (sample, *labels), value in self.samples.items():
-            if sample == f"bot_ratelimit_{name}":
-                found[tuple(dict(labels)[each] for each in by)] += int(value)
-        return found
+MONITORING = (Path(__file__).parents[1] / "docs" / "monitoring.md").read_text()
+ANNA = Subject(user=4242424242)
 
 
 @pytest.fixture
@@ -78,8 +49,17 @@ def registry() -> CollectorRegistry:
     return CollectorRegistry()
 
 
-def page(registry: CollectorRegistry) -> Page:
-    return Page(generate_latest(registry).decode())
+def value(registry: CollectorRegistry, name: str, /, **labels: str) -> float | None:
+    return registry.get_sample_value(f"bot_ratelimit_{name}", labels)
+
+
+def total(registry: CollectorRegistry, name: str, *by: str) -> Counter[Any]:
+    """The sums of a metric by some of its labels."""
+    found: Counter[Any] = Counter()
+    for sample in (each for metric in registry.collect() for each in metric.samples):
+        if sample.name == f"bot_ratelimit_{name}":
+            found[tuple(sample.labels[each] for each in by)] += int(sample.value)
+    return found
 
 
 def report_everything(metrics: Observer) -> None:
@@ -104,18 +84,21 @@ def report_everything(metrics: Observer) -> None:
 async def use_everything(metrics: Observer) -> None:
     limiter = Limiter(MemoryStorage(), observer=metrics)
     for _ in range(3):
-        await limiter.hit(["2/m", Rule("1/m", name="trial", shadow=True)], Subject(4242424242))
+        await limiter.hit(["2/m", Rule("1/m", name="trial", shadow=True)], ANNA)
     for _ in range(2):
         await limiter.acquire(Rule("1/m", name="waits"), Subject(7), timeout=0.01)
     report_everything(metrics)
 
 
 async def test_every_event_has_its_metric(registry: CollectorRegistry) -> None:
-    """Each event changes the metric of its name."""
+    """Each event changes the metric of its name.
+
+    docs/monitoring.md lists exactly these, with labels and types; their names, units and help texts
+    follow Prometheus' rules.
+    """
     await use_everything(PrometheusMetrics(registry))
-    found = page(registry)
     at = {"server": "localhost:6379"}
-    for value, name, labels in [
+    for expected, name, labels in [
         (2, "decisions_total", {"rule": "user", "outcome": "allowed", "source": "memory"}),
         (1, "decisions_total", {"rule": "user", "outcome": "refused", "source": "memory"}),
         (2, "decisions_total", {"rule": "trial", "outcome": "shadow", "source": "memory"}),
@@ -140,67 +123,56 @@ async def test_every_event_has_its_metric(registry: CollectorRegistry) -> None:
         (1, "flood_waits_total", {"scope": "chat"}),
         (5, "queued", {}),
     ]:
-        assert found.value(name, **labels) == value, (name, labels)
-
-
-def test_the_names_of_opentelemetry_are_documented() -> None:
-    """docs/monitoring.md has each series with its metric of OpenTelemetry."""
-    page = (ROOT / "docs" / "monitoring.md").read_text().partition("## OpenTelemetry")[2]
-    told = {
-        name for row in re.findall(r"(?m)^\| `.+", page) for name in re.findall(r"`([\w.]+)`", row)
+        assert value(registry, name, **labels) == expected, (name, labels)
+    row = r"(?m)^\| `bot_ratelimit_(\w+?)(?:_total)?`(?: \{([\w, ]+)\})? \| (\w+) \|"
+    assert {*re.findall(row, MONITORING)} == {
+        (name, ", ".join(labels), kind) for name, (kind, _, labels, *_) in SERIES.items()
     }
-    assert told >= {*NAMES, *(name for name, _ in NAMES.values())}
-
-
-async def test_the_documented_metrics_are_right(
-    registry: CollectorRegistry,
-) -> None:
-    """docs/monitoring.md lists exactly the metrics, with labels and types."""
-    await use_everything(PrometheusMetrics(registry))
-    documented = {
-        name: (labels.strip(" {}").replace(" ", ""), kind)
-        for name, labels, kind in ROW.findall((ROOT / "docs" / "monitoring.md").read_text())
-    }
-    found = {}
-    for family in page(registry).families.values():
-        name = family.name + ("_total" if family.type == "counter" else "")
-        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
-        found[name] = (labels, family.type)
-    assert {
-        name: (set(filter(None, labels.split(","))), kind)
-        for name, (labels, kind) in documented.items()
-    } == found
-
-
-async def test_promtool_accepts_the_metrics(registry: CollectorRegistry) -> None:
-    """Names, units and help texts follow Prometheus' rules."""
     promtool = find_promtool()
     if promtool is None:
         pytest.skip(NOT_RUN)
-    await use_everything(PrometheusMetrics(registry))
-    text = "\n".join(line for line in page(registry).text.splitlines() if "_created" not in line)
-    run = await asyncio.to_thread(
-        subprocess.run,
-        [promtool, "check", "metrics"],
-        input=text + "\n",
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
-    assert (run.returncode, run.stdout + run.stderr) == (0, "")
+    lines = generate_latest(registry).decode().splitlines()
+    text = "".join(f"{line}\n" for line in lines if "_created" not in line)
+    subprocess.run([promtool, "check", "metrics"], input=text, text=True, check=True, timeout=20)  # noqa: ASYNC221
 
 
-async def test_a_ban_counts_once_and_its_refusals_as_banned(registry: CollectorRegistry) -> None:
-    """Refusals by a penalty are counted separately from those by a limit."""
-    limiter = Limiter(MemoryStorage(), observer=PrometheusMetrics(registry))
-    for _ in range(10):
-        await limiter.hit(["1/m", Penalty("3/m", "1h")], Subject(user=42))
-    found = page(registry)
-    assert found.value("bans_total") == 1
-    assert found.total("decisions_total", "outcome") == {
-        ("allowed",): 1,
-        ("refused",): 2,
-        ("banned",): 7,
+async def test_opentelemetry_gets_the_same_values(registry: CollectorRegistry) -> None:
+    """It has the documented names and units of OpenTelemetry, and no id of a user."""
+    await use_everything(PrometheusMetrics(registry, prefix="shop"))
+    reader = InMemoryMetricReader()
+    metrics = OpenTelemetryMetrics(MeterProvider([reader]), prefix="shop")
+    await use_everything(metrics)
+    found = collected(reader)
+    told = MONITORING.partition("## OpenTelemetry")[2]
+    for name, (full, unit) in NAMES.items():
+        assert f"`{name}`" in told
+        assert f"`{full}`" in told
+        kinds = ("", "_total", "_count")
+        expected = {
+            tuple(sorted(sample.labels.values())): sample.value
+            for sample in (each for metric in registry.collect() for each in metric.samples)
+            if sample.name in {f"bot_ratelimit_{name}{kind}" for kind in kinds}
+        }
+        assert {
+            tuple(sorted(attributes.values())): value for attributes, value in found[full, unit]
+        } == expected, name
+    names = {name for points in found.values() for attributes, _ in points for name in attributes}
+    assert names >= {"bot_ratelimit.prefix", "bot_ratelimit.rule", "error.type", "server.address"}
+    assert "4242424242" not in str(found)
+    metrics.closed("localhost:6379")
+    assert NAMES["connected"] not in collected(reader)
+
+
+def collected(reader: InMemoryMetricReader) -> dict[tuple[str, str], list[tuple[Any, float]]]:
+    """The attributes and values by name and unit; of a histogram, how many there were."""
+    data = reader.get_metrics_data()
+    assert data is not None
+    return {
+        (metric.name, metric.unit): [
+            (point.attributes, getattr(point, "value", getattr(point, "count", 0)))
+            for point in metric.data.data_points
+        ]
+        for metric in data.resource_metrics[0].scope_metrics[0].metrics
     }
 
 
@@ -209,16 +181,18 @@ async def test_a_connection_that_was_closed_leaves_no_series(
 ) -> None:
     """A node that left the cluster must not look unreachable."""
     limiter = Limiter(RedisStorage(client), observer=PrometheusMetrics(registry))
-    await limiter.hit("9/s", Subject(user=42))
-    assert page(registry).total("connected") == {(): 1}
+    await limiter.hit("9/s", ANNA)
+    assert total(registry, "connected") == {(): 1}
     await limiter.close()
-    assert page(registry).total("connected") == {}
-    assert page(registry).total("breaker_open") == {}
-    assert page(registry).value("waiting") == 0
+    assert total(registry, "connected") == total(registry, "breaker_open") == {}
+    assert value(registry, "waiting") == 0
 
 
 async def test_many_users_are_few_series_without_ids(registry: CollectorRegistry) -> None:
-    """Series are bounded by the rules, not by the users: 5,000 of them are below 200 series."""
+    """Series are bounded by the rules, not by the users: 5,000 of them are below 200 series.
+
+    A hundred rule names are kept apart; further ones are `other`.
+    """
     clock = Clock()
     metrics = PrometheusMetrics(registry)
     limiter = Limiter(MemoryStorage(10, clock=clock), observer=metrics, clock=clock)
@@ -226,114 +200,81 @@ async def test_many_users_are_few_series_without_ids(registry: CollectorRegistry
     rules = [Rule("1/s"), Rule("5/m", Scope.CHAT), Penalty("3/m", "1h")]
     for user in range(5_000_000_000, 5_000_005_000):
         await limiter.hit(rules, Subject(user=user, chat=-user))
-    found = page(registry)
-    assert found.total("decisions_total") == {(): 5_000}
-    assert len(found.text.splitlines()) - found.text.count("# ") < 200
-    assert not re.search(r"500000\d{4}", found.text)
-
-
-async def test_generated_names_are_bounded(registry: CollectorRegistry) -> None:
-    """A hundred rule names are kept apart; further ones are `other`."""
-    limiter = Limiter(MemoryStorage(), observer=PrometheusMetrics(registry))
-    for i in range(MAX_LABELS + 50):
-        await limiter.hit(Rule("1/s", name=f"n{i}"), Subject(user=42))
-    by_rule = page(registry).total("decisions_total", "rule")
+    assert total(registry, "decisions_total") == {(): 5_000}
+    text = generate_latest(registry).decode()
+    assert len(text.splitlines()) - text.count("# ") < 200
+    assert not re.search(r"500000\d{4}", text)
+    for number in range(MAX_LABELS + 50):
+        await limiter.hit(Rule("1/s", name=f"n{number}"), ANNA)
+    by_rule = total(registry, "decisions_total", "rule")
     assert len(by_rule) == MAX_LABELS + 1
-    assert by_rule["other",] == 50
+    assert by_rule.total() == 5_000 + MAX_LABELS + 50
 
 
 async def test_counts_are_exact_in_an_outage(registry: CollectorRegistry) -> None:
-    """With an outage in between, the counts still equal the updates that were sent."""
+    """With an outage in between, the counts still equal the updates that were sent.
+
+    A ban counts once, and refusals by it are counted separately from those by a limit.
+    """
     storage, clock = FlakyStorage(), Clock()
     limiter = Limiter(storage, clock=clock, observer=PrometheusMetrics(registry))
-    for i in range(300):
-        if i == 100:
+    for number in range(300):
+        if number == 100:
             storage.fail(StorageError("gone", kind="refused"))
-        if i == 200:
+        if number == 200:
             storage.heal()
             clock.move(5)
-        await limiter.hit("9/s", Subject(user=i))
-    found = page(registry)
-    assert found.total("decisions_total", "source") == {("memory",): 200, ("policy",): 100}
-    assert found.total("storage_failures_total", "kind") == {("refused",): 3}
-    assert found.value("breaker_open", server="memory") == 0
-
-
-@pytest.fixture
-def shared_directory(tmp_path: Path) -> Iterator[str]:
-    directory = tmp_path / "metrics"
-    directory.mkdir()
-    yield str(directory)
-    shutil.rmtree(directory)
+        await limiter.hit("9/s", Subject(user=number))
+    assert total(registry, "decisions_total", "source") == {("memory",): 200, ("policy",): 100}
+    assert total(registry, "storage_failures_total", "kind") == {("refused",): 3}
+    assert value(registry, "breaker_open", server="memory") == 0
+    for _ in range(10):
+        await limiter.hit(["1/m", Penalty("3/m", "1h")], ANNA)
+    assert value(registry, "bans_total") == 1
+    by_outcome = total(registry, "decisions_total", "outcome")
+    assert by_outcome == {("allowed",): 301, ("refused",): 2, ("banned",): 7}
 
 
 @pytest.mark.slow
-async def test_two_processes_count_exactly_what_was_sent(
-    own_server: Server, shared_directory: str
+def test_processes_count_exactly_what_was_sent(
+    own_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With 2,400 updates through two bots the sums are right, with an outage in between."""
-    ready, reports = FORKS.Barrier(3), FORKS.SimpleQueue()
+    """In the multi-process mode the sums are right, without labels of users or processes.
+
+    Gauges end with their process, however it ends; counts stay.
+    """
+    (tmp_path / "metrics").mkdir()
+    directory = str(tmp_path / "metrics")
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", directory)
+    ready, reports = FORKS.Barrier(4), FORKS.SimpleQueue()
+    given = (own_server.port, directory, ready, reports)
     workers = [
-        FORKS.Process(target=counting.run, args=(own_server.port, shared_directory, ready, reports))
-        for _ in range(2)
-    ]
-    for worker in workers:
-        worker.start()
-    await asyncio.to_thread(ready.wait, PATIENCE)
-    await asyncio.to_thread(ready.wait, PATIENCE)
-    own_server.kill()
-    await asyncio.to_thread(ready.wait, PATIENCE)
-    own_server.start()
-    await asyncio.to_thread(ready.wait, PATIENCE)
-    await asyncio.to_thread(ready.wait, PATIENCE)  # everything is sent, and no process has ended
-    command = f"import tests.counting as c; print(c.collected({shared_directory!r}))"
-    text = await asyncio.to_thread(
-        subprocess.check_output, [sys.executable, "-c", command], text=True, cwd=ROOT
-    )
-    await asyncio.to_thread(ready.wait, PATIENCE)
-    for worker in workers:
-        await asyncio.to_thread(worker.join, PATIENCE)
-        assert worker.exitcode == 0
-    sent = sum((reports.get() for _ in workers), Counter())
-    reports.close()
-    found = Page(text)
-    counted = found.total("decisions_total", "outcome", "source")
-    assert counted == sent
-    assert counted.total() == 2 * counting.UPDATES
-    assert {source for _, source in counted} == {"redis", "policy"}
-    assert found.value("decision_seconds_count") == 2 * counting.UPDATES
-    for user in range(counting.FIRST_USER, counting.FIRST_USER + counting.USERS):
-        assert str(user) not in text
-    assert not re.search(r"pid=", text)
-
-
-def test_processes_that_end_leave_no_gauge(
-    shared_directory: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the multi-process mode gauges end with their process, however it ends; counts stay."""
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", shared_directory)
-
-    def shown() -> tuple[float, Any]:
-        found = Page(counting.collected(shared_directory))
-        return len(found.total("connected")), found.value("bans_total")
-
-    ready, alive = FORKS.Barrier(4), FORKS.SimpleQueue()
-    workers = [
-        FORKS.Process(target=counting.report, args=(shared_directory, ready, alive, end))
+        FORKS.Process(target=counting.run, args=(*given, end))
         for end in ("kill", "exit", "forgets to close")
     ]
     for worker in workers:
         worker.start()
-    ready.wait(60)
-    assert shown() == (1, 3)
-    for _ in workers:
-        alive.put(None)
-    for worker in workers:
-        wait([worker.sentinel], 60)  # it has ended, and is a zombie: nobody asked for its status
-    assert shown() == (0, 3)
+    sent = sum((reports.get() for _ in workers), Counter())
+    ready.wait(PATIENCE)
+    for alive in (True, False):
+        forget_dead_processes()
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, directory)
+        assert total(registry, "decisions_total", "outcome") == {
+            (each,): sent[each] for each in sent
+        }
+        assert sent == {"allowed": 500, "refused": 3 * counting.UPDATES - 500}
+        assert value(registry, "decision_seconds_count") == 3 * counting.UPDATES
+        assert value(registry, "connected", server="gone:6379") == (0 if alive else None)
+        text = generate_latest(registry).decode()
+        assert not re.search(rf"pid=|{counting.FIRST_USER // 1_000}\d\d\d", text)
+        if alive:
+            ready.wait(PATIENCE)
+            for worker in workers:
+                wait([worker.sentinel], 60)  # a zombie: nobody asked for its status
     for worker in workers:
         worker.join()
-    alive.close()
+    reports.close()
 
 
 async def test_bots_in_one_process_have_a_prefix_each(registry: CollectorRegistry) -> None:
@@ -344,81 +285,27 @@ async def test_bots_in_one_process_have_a_prefix_each(registry: CollectorRegistr
         for user in range(users):
             await limiter.hit("1/m", Subject(user=user))
         report_everything(metrics)
-    found = page(registry)
-    assert found.total("decisions_total", "prefix") == {("shop",): 2, ("news",): 3}
-    assert found.value("queued", prefix="news") == 5
-    assert all("prefix" in dict(labels) for _, *labels in found.samples)
-    for prefix in ("shop", None):
-        with pytest.raises(ConfigError, match="give each bot one with its own prefix"):
-            PrometheusMetrics(registry, prefix=prefix)
+    assert total(registry, "decisions_total", "prefix") == {("shop",): 2, ("news",): 3}
+    assert value(registry, "queued", prefix="news") == 5
+    samples = [sample for metric in registry.collect() for sample in metric.samples]
+    assert all("prefix" in sample.labels for sample in samples)
+    alone = CollectorRegistry()
+    PrometheusMetrics(alone)
+    told = "give that one to all limiters, give each bot one with its own prefix"
+    for taken, prefix in ((registry, "shop"), (registry, None), (alone, None), (alone, "shop")):
+        with pytest.raises(ConfigError, match=told):
+            PrometheusMetrics(taken, prefix=prefix)
 
 
-def test_a_second_one_on_a_registry_is_an_error(registry: CollectorRegistry) -> None:
-    """The error says that limiters share one PrometheusMetrics."""
-    PrometheusMetrics(registry)
-    for prefix in (None, "shop"):
-        with pytest.raises(ConfigError, match="give that one to all limiters"):
-            PrometheusMetrics(registry, prefix=prefix)
-
-
-async def test_opentelemetry_gets_the_same_values() -> None:
-    """Each event changes the metric of its name, with names and units of OpenTelemetry."""
-    reader = InMemoryMetricReader()
-    metrics = OpenTelemetryMetrics(MeterProvider([reader]), prefix="shop")
-    await use_everything(metrics)
-    found = collected(reader)
-    assert found.keys() == {name for name, _ in NAMES.values()}
-    decided = {"bot_ratelimit.outcome": "allowed", "bot_ratelimit.source": "memory"}
-    at = {"server.address": "localhost:6379"}
-    for value, name, attributes in [
-        (2, "decisions", {**decided, "bot_ratelimit.rule": "user"}),
-        (5, "decision.duration", {}),
-        (1, "decisions.near_limit", {"bot_ratelimit.rule": "user"}),
-        (5, "decisions.waiting", {}),
-        (1, "acquire.wait.duration", {"bot_ratelimit.outcome": "allowed"}),
-        (1, "acquire.wait.duration", {"bot_ratelimit.outcome": "timeout"}),
-        (1, "notices", {"bot_ratelimit.kind": "message", "bot_ratelimit.result": "sent"}),
-        (1, "slots.in_use", {"bot_ratelimit.name": "report"}),
-        (1, "storage.failures", {"error.type": "timeout"}),
-        (1, "storage.connected", at),
-        (1, "storage.breaker_open", at),
-    ]:
-        key = tuple(sorted({**attributes, "bot_ratelimit.prefix": "shop"}.items()))
-        assert found[f"bot_ratelimit.{name}"][key] == value, name
-    assert "4242424242" not in str(found)
-    metrics.closed("localhost:6379")
-    assert "bot_ratelimit.storage.connected" not in collected(reader)
-
-
-def collected(reader: InMemoryMetricReader) -> dict[str, dict[tuple[Any, ...], float]]:
-    """The values by metric and attributes; of a histogram, how many there were."""
-    data = reader.get_metrics_data()
-    assert data is not None
-    (scope,) = data.resource_metrics[0].scope_metrics
-    return {
-        metric.name: {
-            tuple(sorted((point.attributes or {}).items())): getattr(
-                point, "value", getattr(point, "count", 0)
-            )
-            for point in metric.data.data_points
-        }
-        for metric in scope.metrics
-    }
-
-
-@pytest.mark.parametrize(
-    ("module", "library", "told"),
-    [
-        ("metrics", "prometheus_client", "prometheus_client: pip install 'bot_ratelimit[metrics]'"),
-        ("otel", "opentelemetry.metrics", "opentelemetry-api: pip install 'bot_ratelimit[otel]'"),
-    ],
-)
-def test_without_the_extra_it_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, module: str, library: str, told: str
-) -> None:
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error of an import without the library is one line with the fix."""
-    monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.delitem(sys.modules, f"bot_ratelimit.{module}")
-    with pytest.raises(ModuleNotFoundError) as missing:
-        import_module(f"bot_ratelimit.{module}")
-    assert str(missing.value) == (f"bot_ratelimit.{module} needs {told}")
+    for module, library, distribution in (
+        ("metrics", "prometheus_client", "prometheus_client"),
+        ("otel", "opentelemetry.metrics", "opentelemetry-api"),
+    ):
+        monkeypatch.setitem(sys.modules, library, None)
+        monkeypatch.delitem(sys.modules, f"bot_ratelimit.{module}")
+        with pytest.raises(ModuleNotFoundError) as missing:
+            import_module(f"bot_ratelimit.{module}")
+        told = f"needs {distribution}: pip install 'bot_ratelimit[{module}]'"
+        assert str(missing.value) == f"bot_ratelimit.{module} {told}"

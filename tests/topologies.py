@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import redis
 
-from tests.servers import Server, cluster_port, find_server
+from tests.servers import Server, cluster_port, find_server, wait_until
 
 SERVICE = "shop"
 SLOTS = 16_384
 FAST_SYNC = ("--repl-diskless-sync-delay", "0")
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
-    """Fail unless the condition becomes true soon; servers that do not answer yet are retried."""
-    deadline = time.monotonic() + seconds
-    while True:
-        with suppress(redis.ConnectionError, redis.ResponseError):
-            if condition():
-                return
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.01)
+def follows(replica: Server) -> bool:
+    with redis.Redis(port=replica.port) as client:
+        return bool(client.info("replication")["master_link_status"] == "up")
 
 
 class SentinelServer(Server):
@@ -38,9 +32,7 @@ class SentinelServer(Server):
         super().__init__(find_server("redis-server"), directory)
         directory.mkdir(parents=True)
         lines = [
-            f"port {self.port}",
-            "bind 127.0.0.1",
-            f"dir {directory}",
+            *(f"port {self.port}", "bind 127.0.0.1", f"dir {directory}"),
             f"sentinel monitor {SERVICE} 127.0.0.1 {primary} 2",
             f"sentinel down-after-milliseconds {SERVICE} {down_after * 1000:.0f}",
             f"sentinel failover-timeout {SERVICE} 3000",
@@ -74,14 +66,11 @@ class Sentinels:
     def start(self) -> None:
         self.primary.start()
         self.replica.start()
-        with redis.Redis(port=self.replica.port) as replica:
-            wait_until(
-                lambda: replica.info("replication")["master_link_status"] == "up", "replication"
-            )
+        wait_until(partial(follows, self.replica), "replication")
         for sentinel in self.sentinels:
             sentinel.start()
         for sentinel in self.sentinels:
-            wait_until(lambda port=sentinel.port: self._knows_all(port), "sentinels know all")  # type: ignore[misc]  # a default for a loop's variable
+            wait_until(partial(self._knows_all, sentinel.port), "sentinels know all")
 
     def stop(self) -> None:
         for server in (*self.sentinels, self.replica, self.primary):
@@ -125,8 +114,8 @@ class Cluster:
             own = directory / f"node{i}"
             own.mkdir(parents=True)
             options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000")
-            partial = ("--cluster-require-full-coverage", "no", *FAST_SYNC)
-            node = Server(binary, own, *options, *partial, port=cluster_port())
+            alone = ("--cluster-require-full-coverage", "no", *FAST_SYNC)
+            node = Server(binary, own, *options, *alone, port=cluster_port())
             (self.primaries if i < 3 else self.replicas).append(node)
         self.ids: dict[int, str] = {}
         """By port."""
@@ -146,16 +135,10 @@ class Cluster:
         for node in self.nodes[1:]:
             self.do(node, "CLUSTER MEET", "127.0.0.1", self.primaries[0].port)
         for node in self.nodes:
-            wait_until(lambda node=node: self._is_whole(node), "the cluster forms")  # type: ignore[misc]  # a default for a loop's variable
+            wait_until(partial(self._is_whole, node), "the cluster forms")
         for node in self.replicas:
             self.do(node, "CLUSTER REPLICATE", self.ids[self.primaries[0].port])
-        for node in self.replicas:
-            wait_until(
-                lambda node=node: (  # type: ignore[misc]  # a default for a loop's variable
-                    self.do(node, "INFO", "replication")["master_link_status"] == "up"
-                ),
-                "replication",
-            )
+            wait_until(partial(follows, node), "replication")
 
     def stop(self) -> None:
         for node in self.nodes:
@@ -168,7 +151,7 @@ class Cluster:
 
     def owner(self, slot: int) -> Server:
         """The primary that has this slot originally."""
-        return self.primaries[min(2, next(i for i in range(3) if slot < SLOTS * (i + 1) // 3))]
+        return self.primaries[next(i for i in range(3) if slot < SLOTS * (i + 1) // 3)]
 
     def begin_to_move(self, slot: int, source: Server, target: Server) -> None:
         """Start migrating the slot: missing keys are redirected to the target."""
@@ -200,8 +183,9 @@ class Cluster:
 @contextmanager
 def running_nodes(directory: Path, replicas: int = 0) -> Iterator[Cluster]:
     """A Redis Cluster of three primaries, and replicas of the first one."""
-    with ExitStack() as stack:
-        cluster = Cluster(directory, replicas)
-        stack.callback(cluster.stop)
+    cluster = Cluster(directory, replicas)
+    try:
         cluster.start()
         yield cluster
+    finally:
+        cluster.stop()

@@ -2,7 +2,6 @@
 
 Each combination has an environment of its own under `.venv-versions/`, made once and kept until
 pyproject.toml changes. Arguments choose combinations by a part of their name: `3.11`, `lowest`.
-`--resume` leaves out those that have passed at this commit, if nothing was changed since.
 """
 
 from __future__ import annotations
@@ -41,40 +40,21 @@ class Combination(NamedTuple):
     pins: dict[str, str]
 
 
-def main(arguments: list[str]) -> int:
+def main(wanted: list[str]) -> int:
     """Run the combinations, print their results, and return the exit status."""
-    wanted = [word for word in arguments if word != "--resume"]
-    resume, commit = "--resume" in arguments, clean_commit()
     pythons = dict(interpreters())
     chosen = [each for each in combinations(pythons) if all(word in each.name for word in wanted)]
     if not chosen:
         print(f"no combination has {' and '.join(wanted)} in its name")
         return 2
-    results = []
-    for each in chosen:
-        passed, started = HOME / each.name / ".passed", time.monotonic()
-        if resume and commit and passed.exists() and passed.read_text() == commit:
-            results.append((each.name, "passed before", 0.0))
-            continue
-        results.append((each.name, run(each), time.monotonic() - started))
-        if results[-1][1] == "passed" and clean_commit() == commit:
-            passed.write_text(commit)
-    print(f"\n== versions, at {commit[:10] or 'a changed work tree'}")
-    for name, result, seconds in results:
-        print(f"{name:<16} {result}  ({seconds:.0f} s)")
+    results = {each.name: run(each) for each in chosen}
+    print("\n== versions")
+    for name, result in results.items():
+        print(f"{name:<16} {result}")
     for version in REQUIRED:
         if version not in pythons:
             print(f"{version:<16} not found: install python{version}, or pyenv install {version}")
-    return int(any(not result.startswith("passed") for _, result, _ in results))
-
-
-def clean_commit() -> str:
-    """The commit of the work tree; nothing if something in it was changed."""
-    commit, changes = (
-        subprocess.run(["git", *what], cwd=ROOT, capture_output=True, text=True, check=False)
-        for what in (["rev-parse", "HEAD"], ["status", "--porcelain"])
-    )
-    return "" if commit.returncode or changes.stdout else commit.stdout.strip()
+    return int(any(not result.startswith("passed") for result in results.values()))
 
 
 def interpreters() -> Iterator[tuple[str, Path]]:
@@ -85,9 +65,7 @@ def interpreters() -> Iterator[tuple[str, Path]]:
         places = [Path(on_path)] if on_path else []
         places += sorted(versions.glob(f"{version}.*/bin/python"), reverse=True)
         for place in places:
-            says = [place, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-            found = subprocess.run(says, capture_output=True, text=True, check=False)
-            if found.stdout.strip() == version:  # a shim of pyenv may stand for nothing
+            if patch_release(place).startswith(f"{version}."):  # pyenv's shim may have none
                 yield version, place
                 break
 
@@ -119,14 +97,11 @@ def combinations(pythons: dict[str, Path]) -> Iterator[Combination]:
 
 def lowest() -> dict[str, str]:
     """The lower bounds that pyproject.toml declares, as exact versions."""
-    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    declared = [
-        *project["project"]["dependencies"],
-        *(each for extra in project["project"]["optional-dependencies"].values() for each in extra),
-        *(each for each in project["dependency-groups"]["dev"] if isinstance(each, str)),
-    ]
+    declared: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = declared["project"]
+    groups = [*project["optional-dependencies"].values(), declared["dependency-groups"]["dev"]]
     found = {}
-    for requirement in declared:
+    for requirement in (*project["dependencies"], *(each for group in groups for each in group)):
         match = re.match(r"([\w-]+)(?:\[[\w-]+\])?>=([\d.]+)", requirement)
         if match and not match[1].startswith(_CHECKERS):
             found[match[1]] = f"=={match[2]}"
@@ -137,40 +112,34 @@ def run(combination: Combination) -> str:
     """Install and test one combination; return the result in a few words."""
     print(f"\n== {combination.name}", flush=True)
     home = HOME / combination.name
-    pip = [home / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    python = str(home / "bin" / "python")
+    pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     ready, project = home / ".ready", (ROOT / "pyproject.toml").read_bytes()
     if not ready.exists() or ready.read_bytes() != project:
         pins = HOME / f"{combination.name}.txt"
         HOME.mkdir(exist_ok=True)
         pins.write_text("".join(f"{name}{version}\n" for name, version in combination.pins.items()))
-        making = [combination.python, "-m", "venv", "--clear", home]
-        installing = [
-            *pip,
-            "install",
-            "--constraint",
-            pins,
-            "--editable",
-            ".[admin,cli,demo]",
-            *groups(),
-        ]
-        for command in (making, [*pip, "install", "--upgrade", "pip"], installing):
+        what = ["--editable", ".[admin,cli,demo]", "--group", "dev"]
+        for command in (
+            [str(combination.python), "-m", "venv", "--clear", str(home)],
+            [*pip, "install", "--upgrade", "pip"],
+            [*pip, "install", "--constraint", str(pins), *what],
+        ):
             if subprocess.run(command, cwd=ROOT, check=False).returncode:
                 return "NOT INSTALLED"
         ready.write_bytes(project)
-    versions = subprocess.run([*pip, "freeze"], capture_output=True, text=True, check=True)
-    named = r"(?m)^(aiogram|redis|pydantic|pydantic-settings|cachetools|fakeredis)==\S+"
-    print(", ".join(match[0] for match in re.finditer(named, versions.stdout)), flush=True)
-    suite = [home / "bin" / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    suite += ["-n", "auto", "--dist", "worksteal"]
+    versions = subprocess.run([*pip, "freeze"], capture_output=True, text=True, check=True).stdout
+    named = r"(?m)^(?:aiogram|redis|pydantic|pydantic-settings|cachetools|fakeredis)==\S+"
+    print(*re.findall(named, versions), sep=", ", flush=True)
+    options = ["-q", "-p", "no:cacheprovider", "-n", "auto", "--dist", "worksteal"]
     lowest_servers = {PREFER_BUNDLED: "1"} if combination.name.endswith("lowest") else {}
     environment = {**os.environ, **lowest_servers}
-    code = subprocess.run(suite, cwd=ROOT, env=environment, check=False).returncode
-    return "passed" if code == 0 else f"FAILED (exit status {code})"
-
-
-def groups() -> list[str]:
-    """pip arguments for the test tools."""
-    return ["--group", "dev"]
+    started = time.monotonic()
+    code = subprocess.run(
+        [python, "-m", "pytest", *options], cwd=ROOT, env=environment, check=False
+    ).returncode
+    result = "FAILED" if code else "passed"
+    return f"{result}  (exit status {code}, {time.monotonic() - started:.0f} s)"
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ BURST = 5
 
 
 class Report(NamedTuple):
+    """The time, as this process believes; the allowed hits of (limit, user); who decided."""
+
     clock: float
-    """What time it was, as this process believes."""
     allowed: Counter[tuple[str, int]]
-    """How many hits of (limit, user) were allowed."""
     sources: set[str]
     longest: float
     """The longest `retry_after`."""

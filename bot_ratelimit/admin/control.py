@@ -31,7 +31,7 @@ from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rule, Scope, Subject, notice_rules, rules_of
-from bot_ratelimit.storage.banlist import Ban
+from bot_ratelimit.storage.banlist import MAX_BANS, Ban
 
 if TYPE_CHECKING:
     from bot_ratelimit.incoming.middleware import RateLimitMiddleware
@@ -95,6 +95,8 @@ class Control(Reports):
         ban = await _ban_of(self.limiter, subject, seen.rules, found, now)
         if ban is not None:
             waits.append(_seconds_left(ban, now))
+        else:  # in a business chat, which refuses nothing here
+            ban = next(iter(await self._bans_in_business(subject)), None)
         exempt = self._is_exempt(subject, seen)
         free = exempt or bool(seen.off_until)
         return SubjectView(
@@ -139,12 +141,15 @@ class Control(Reports):
         """Delete the counts of a user or chat; returns the names of the rules that had counts.
 
         Without names, of all rules but those that count all users together. A ban by a penalty is
-        lifted on every instance at once. A ban by hand stays: see `unban`.
+        lifted on every instance at once, also one in a business chat, whose counts are deleted too.
+        A ban by hand stays: see `unban`.
         """
         instances = await self.instances()
         views = self._rules(instances)
         self._check_subject(subject, instances)
         chosen = [rule_named(views, name, instances) for name in names] or views
+        connections = {ban.subject.business for ban in await self._bans_in_business(subject)}
+        subjects = [subject, *(subject._replace(business=each) for each in connections)]
         forgotten = []
         for view in chosen:
             rule = view.rule()
@@ -152,7 +157,7 @@ class Control(Reports):
                 continue
             if rule.key(self.limiter.key_prefix, subject) is None:
                 continue
-            if await self.limiter.reset(rule, subject):
+            if any([await self.limiter.reset(rule, each) for each in subjects]):
                 forgotten.append(view.name)
         await self.limiter.reset(notice_rules(), subject)
         await self._note("forgive", subject, [f"counts deleted: {', '.join(forgotten)}"])
@@ -175,12 +180,21 @@ class Control(Reports):
         return done
 
     async def unban(self, subject: Subject) -> bool:
-        """Lift every ban of exactly this subject, by hand or penalty; whether there was one."""
-        before = [ban for ban in await self.limiter.bans_of(subject) if ban.subject == subject]
-        done = await self.limiter.unban(subject)
+        """Lift every ban of exactly this subject, by hand or penalty; whether there was one.
+
+        With a user, also those in business chats.
+        """
+        before = await self.bans_to_lift(subject)
+        subjects = {subject, *(ban.subject for ban in before)}
+        done = any([await self.limiter.unban(each) for each in subjects])
         changed = f"{_bans(before) if before else 'banned'} -> not banned"
         await self._note("unban", subject, [changed] if done else [])
         return done
+
+    async def bans_to_lift(self, subject: Subject) -> list[Ban]:
+        """The bans that `unban` lifts."""
+        found = [ban for ban in await self.limiter.bans_of(subject) if ban.subject == subject]
+        return [*found, *await self._bans_in_business(subject)]
 
     async def clear(self, *, everything: bool = False) -> int:
         """Delete every count under the prefix, in batches; returns the number of keys.
@@ -234,6 +248,21 @@ class Control(Reports):
 
     # --- how --------------------------------------------------------------------------------
 
+    async def _bans_in_business(self, subject: Subject) -> list[Ban]:
+        """The bans of a user in business chats, of which only the list knows the connections."""
+        found: list[Ban] = []
+        if subject.user is None or subject.chat not in (None, subject.user):
+            return found
+        for offset in range(0, MAX_BANS, 1_000):
+            page = await self.limiter.bans(offset, 1_000)
+            for ban in page:
+                user, chat, _, bot, business = ban.subject
+                if business and bot == subject.bot and subject.user in (user, chat):
+                    found.append(ban)
+            if len(page) < 1_000:
+                break
+        return found
+
     async def _peeked(self, rules: Sequence[Rule], subject: Subject) -> Decision | None:
         return answered(await self.limiter.peek(rules, subject)) if rules else None
 
@@ -241,7 +270,7 @@ class Control(Reports):
         if subject.user is None or not self.limiter.keeps_statistics:
             return None
         found = await self.limiter.refused(subject.user)
-        return found or (None if self._counting(instances) is False else found)
+        return found or (found if self._counting(instances) else None)
 
     def _is_exempt(self, subject: Subject, seen: ConfigView) -> bool:
         ids = {subject.user, subject.chat} - {None}

@@ -239,7 +239,7 @@ class Penalty(Versioned):
     """A ban for users who keep sending; `after` None undoes the change."""
 
     after: Annotated[Text | None, Positional()] = Field(
-        description="Refused attempts, for example 10/minute; `default` undoes the change."
+        description="Refused attempts, for example 10/minute; 'default' undoes the change."
     )
     ban: Annotated[Text, Positional()] = Field("15m", description="For example 15m or 1h.")
     grows: bool = Field(

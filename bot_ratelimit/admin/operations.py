@@ -99,7 +99,7 @@ def _changed(words: Words, found: Obeyed) -> Sheet:
         written = words("Version {version} is written.", version=found.live.version)
         return Sheet([written, sheets.nobody_reports(words, found.prefix)])
     text = "Version {version} is in force on {obeying} of {instances} instances: {what}"
-    return Sheet([words(text, what=found.live.what, **found.to_json())])
+    return Sheet([words(text, what=words.known(found.live.what), **found.to_json())])
 
 
 def _cleared(words: Words, found: int) -> Sheet:

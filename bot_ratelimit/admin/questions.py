@@ -63,10 +63,12 @@ async def forgive(control: Control, words: Words, sent: fields.Forgive) -> Quest
         await control.rule(name)
     counts = [each for each in counted(view, rules) if not sent.rules or each.rule in sent.rules]
     points = [_forgotten(words, each) for each in counts]
+    ban = None if view.banned is None else ban_words(words, view.banned)
+    if view.banned is not None and view.banned.subject.business:
+        points.append(words("The ban {ban} ends.", ban=ban))
     points = points or [words("There are no such counts: nothing will happen.")]
     points.append(words("This takes effect at once, on every instance."))
     if view.banned is not None and not view.banned.key:
-        ban = ban_words(words, view.banned)
         points.append(words("The ban {ban} stays. It has to be lifted separately.", ban=ban))
     text = words("Forgive {who}?", who=who(words, sent.subject))
     return Question(text, words("Forgive"), points)
@@ -99,7 +101,7 @@ def forgiven(words: Words, found: Forgiven) -> Sheet:
         lines = [words("{who} is forgiven: {rules}", who=subject, rules=rules)]
     if found.banned is not None:
         ban = ban_words(words, found.banned)
-        lines.append(words("Still banned {ban}; only `unban` lifts that.", ban=ban))
+        lines.append(words("Still banned {ban}. That has to be lifted separately.", ban=ban))
     return Sheet(lines)
 
 
@@ -150,14 +152,14 @@ def banned(words: Words, found: Ban) -> Sheet:
 
 async def unban(control: Control, words: Words, sent: fields.Target) -> Question:
     """Which bans end."""
-    bans = [each for each in await control.limiter.bans_of(sent.subject)
-            if each.subject == sent.subject]  # fmt: skip
+    bans = await control.bans_to_lift(sent.subject)
     meant = who(words, sent.subject)
     points = [words("The ban {ban} ends.", ban=ban_words(words, each)) for each in bans]
     if not points:
         points.append(words("{who} is not banned: nothing will happen.", who=capital(meant)))
-        if sent.chat is None and not sent.is_chat:
-            points.append(words("A ban in one chat is lifted with the id of the chat."))
+        if sent.chat in (None, sent.id) and not sent.is_chat:
+            text = "A ban in one chat is lifted with the id of the chat. In Telegram, reply there."
+            points.append(words(text))
     points.append(words("This takes effect on every instance within a second."))
     return Question(words("Lift the ban of {who}?", who=meant), words("Unban"), points)
 
@@ -264,12 +266,12 @@ async def rollback(control: Control, words: Words, sent: fields.Rollback) -> Que
         points = [words(text, version=live.version)]
     else:
         changed = differences(live, target, await control.limits())
-        points = [Marked(each) for each in changed]
+        points = [Marked(words.known(each)) for each in changed]
         points = points or [words("Nothing changes: both versions are the same.")]
     if target.version:
         text = "Version {version}: {what}, by {name}, {at}"
-        about = {"version": target.version, "what": target.what, "name": code(target.by, 80)}
-        points.append(words(text, **about, at=moment(target.at)))
+        about = {"version": target.version, "what": words.known(target.what)}
+        points.append(words(text, **about, name=code(target.by, 80), at=moment(target.at)))
     else:
         points.append(words("All live changes are dropped."))
     points += _obeyed_soon(words, live.version, len(await control.instances()))

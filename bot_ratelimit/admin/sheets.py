@@ -68,7 +68,7 @@ def limits(words: Words, view: ConfigView) -> Sheet:
     foot = [_live(words, view)] if view.live.version else []
     handlers = sorted({name for each in view.instances for name in each.handlers})
     if handlers:
-        text = "Handlers without a limit of their own, to which `set` can give one: {names}"
+        text = "Handlers without a limit of their own, which can get one: {names}"
         foot.append(words(text, names=joined(code(name, 100) for name in handlers[:20])))
     foot += [] if view.instances else [nobody_reports(words, view.prefix)]
     head = [words(each) for each in ("NAME", "LIMIT", "COUNTED", "FOR", "FROM")]
@@ -88,7 +88,7 @@ def _live(words: Words, view: ConfigView) -> Marked:
         "Live changes: version {version}, {what}, by {name}, {at}; "
         "in force on {obeying} of {instances} instances.",
         version=view.live.version,
-        what=view.live.what,
+        what=words.known(view.live.what),
         name=code(view.live.by, 80),
         at=moment(view.live.at),
         obeying=len(view.instances) - view.behind,
@@ -231,17 +231,25 @@ def bans(words: Words, found: Sequence[Ban]) -> Sheet:
     return _table(words, "Bans", "WHO BANNED BY REASON", rows, "Nobody is banned.", subjects)
 
 
+_NO_REFUSALS: Final = (
+    "Nobody was refused, or the bot does not count: that needs statistics=True in its code."
+)
+_NO_DECISIONS: Final = (
+    "Nothing was decided, or the bot does not count: that needs statistics=True in its code."
+)
+
+
 def top(words: Words, found: Sequence[Refusals]) -> Sheet:
     """The users who were refused most often."""
     rows = [(code(each.user), each.count) for each in found]
     users = [Subject(user=each.user) for each in found]
-    return _table(words, "Refused most", "USER REFUSED", rows, "Nobody was refused.", users)
+    return _table(words, "Refused most", "USER REFUSED", rows, _NO_REFUSALS, users)
 
 
 def statistics(words: Words, found: Sequence[HourCount]) -> Sheet:
     """Decisions by hour, rule and outcome."""
     rows = [(moment(each.hour), each.rule, words(each.outcome), each.count) for each in found]
-    return _table(words, "", "HOUR RULE OUTCOME COUNT", rows, "Nothing was decided.")
+    return _table(words, "", "HOUR RULE OUTCOME COUNT", rows, _NO_DECISIONS)
 
 
 def hours(words: Words, found: Sequence[Total]) -> Sheet:
@@ -252,7 +260,7 @@ def hours(words: Words, found: Sequence[Total]) -> Sheet:
         if each.allowed or each.refused or each.banned
     ]
     if not rows:
-        return Sheet([words("Nothing was decided.")])
+        return Sheet([words(_NO_DECISIONS)])
     lines = [words("allowed / refused / banned, by hour (UTC)")]
     return Sheet(lines, (), rows, (), words("Decisions"))
 

@@ -85,7 +85,7 @@ class InstanceView:
     version: int
     """The version of the live document that it obeys."""
     rejected: int
-    """How many documents it rejected as invalid, or found missing."""
+    """How many documents it rejected as invalid."""
     problem: str
     exempt: tuple[int, ...] = ()
     per_bot: bool = False
@@ -169,10 +169,11 @@ class SubjectView:
     off_until: float
     """Until when all limits are off, in Unix seconds; 0 if they are not."""
     banned: Ban | None
-    """A ban by hand or by a penalty; of several, the one that ends last."""
+    """A ban by hand or by a penalty; of several, the one that ends last. One in a business chat, if
+    there is no other, which refuses nothing elsewhere."""
     refused: int | None
-    """How often the user was refused in the last 24 hours; None without statistics, and for a user
-    who is not among the 1000 who were refused most often in an hour."""
+    """How often the user was refused in the last 24 hours; None unless the bot is known to count
+    that, and for a user who is not among the 1000 who were refused most often in an hour."""
     counts: tuple[CountView, ...]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Final
 
 from bot_ratelimit.admin.views import RuleView
 from bot_ratelimit.admin.words import Marked, Words, code, joined, moment
@@ -12,6 +13,7 @@ from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.banlist import Ban
 
 ENGLISH = Words()
+_BUSINESS: Final = "in a business chat (connection {id})"
 
 
 def who(words: Words, subject: Subject) -> Marked:
@@ -19,11 +21,12 @@ def who(words: Words, subject: Subject) -> Marked:
     user, chat = subject.user, subject.chat
     if user is None:
         found = words("chat {id}", id=code(chat))
-    else:  # a negative one is a channel that writes in groups
-        found = words("user {id}" if user > 0 else "channel {id}", id=code(user))
+    else:
+        channel = "channel {id} (or the anonymous admins of a group)"
+        found = words("user {id}" if user > 0 else channel, id=code(user))
         if chat not in (None, user):
             found = words("{who} in chat {id}", who=found, id=code(chat))
-    more = (("topic {id}", subject.topic), ("bot {id}", subject.bot))
+    more = (("topic {id}", subject.topic), ("bot {id}", subject.bot), (_BUSINESS, subject.business))
     return joined([found, *(words(text, id=code(id_)) for text, id_ in more if id_ is not None)])
 
 
@@ -51,8 +54,10 @@ def until(words: Words, ban: Ban) -> Marked:
 
 def ban_words(words: Words, ban: Ban) -> Marked:
     """A ban: its end, who made it, and the reason."""
+    business = ban.subject.business
+    where = [words(_BUSINESS, id=code(business))] if business else []
     by = [words("by {name}", name=code(ban.by))] if ban.by else []
-    return joined([until(words, ban), *by, *([code(ban.reason)] if ban.reason else [])])
+    return joined([until(words, ban), *where, *by, *([code(ban.reason)] if ban.reason else [])])
 
 
 def paused(words: Words, off_until: float, by: str = "") -> Marked:

@@ -3,6 +3,7 @@
 local bucket = {}
 algorithms.b = bucket
 
+local MOST = 2 ^ 52 -- that may be missing, see token_bucket.py
 local function floored(us) return math.floor(us * 4) / 4 end
 local function room(rule, cost) -- the most that may be missing before a hit of this cost
   return math.ceil((rule.burst - cost) * rule.token * 4) / 4
@@ -33,7 +34,7 @@ local function store(rule)
 end
 
 function bucket.charge(rule, cost)
-  rule.missing = floored(rule.missing + cost * rule.token)
+  rule.missing = math.min(floored(rule.missing + cost * rule.token), MOST)
   store(rule)
 end
 

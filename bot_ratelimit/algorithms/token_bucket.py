@@ -10,10 +10,13 @@ one moment, and nobody waits for a fraction of a token that he did not use.
 from __future__ import annotations
 
 from math import ceil, floor
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from bot_ratelimit.algorithms.verdict import Step, Verdict
 from bot_ratelimit.rules.limit import Limit
+
+_MOST: Final = 2.0**52
+"""The most that may be missing, in microseconds: 142 years, so that Redis can count them."""
 
 
 class Bucket(NamedTuple):
@@ -52,7 +55,7 @@ def charge(state: Bucket | None, now: int, limit: Limit, cost: int) -> Bucket | 
     """Take the tokens, even if the bucket is then below empty."""
     token = limit.period_ms * 1_000 / limit.amount
     missing, _ = _missing(state, now, limit, token)
-    return _bucket(_floored(missing + cost * token), now, limit, token)
+    return _bucket(min(_floored(missing + cost * token), _MOST), now, limit, token)
 
 
 def refund(state: Bucket | None, now: int, limit: Limit, cost: int) -> Bucket | None:

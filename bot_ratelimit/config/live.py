@@ -76,7 +76,7 @@ class Live:
         self.overrides = Overrides()
         """The changes that apply now."""
         self.rejected = 0
-        """How many documents were invalid, of a newer version, or missing."""
+        """How many documents were invalid, or of a newer version."""
         self.instance = instance_name()
         self._prefix = limiter.key_prefix
         self._timeout = limiter.timeout
@@ -217,7 +217,6 @@ class Live:
     async def _restore(self, document: bytes) -> None:
         """Write the document back that is gone."""
         if self._seen is not None:
-            self.rejected += 1
             self._seen = None
             log.warning(
                 "The live limits are gone from Redis: version %d stays in force and is "
@@ -237,7 +236,7 @@ class Live:
         told = {
             "version": self.overrides.version,
             "rejected": self.rejected,
-            "problem": self.problem,
+            "problem": self._rejection,  # the document has just been read
             **self._listed[2],
         }
         server_now = await self._documents.report(

@@ -219,7 +219,7 @@ def read_flag(value: Any, name: str, limits: NamedLimits) -> HandlerLimits:
         )
     if flag.get("key"):
         name = str(flag["key"])
-        check_name(name)
+        check_name(name, "key")
     slots = _slots_of(flag, name) if "concurrent" in flag else None
     found = HandlerLimits(True, slots, collect_of(flag.get("collect")), shorten_name(name))
     if plain:

@@ -212,7 +212,8 @@ class Bans:
             try:
                 await getattr(self._list, action)(*what, timeout=self._timeout, **options)
             except RateLimitError as error:
-                log.warning("The list of bans could not be written: %s", error)
+                if self._seldom("written"):
+                    log.warning("The list of bans could not be written: %s", error)
 
         self._writes.begin(write())
 

@@ -189,8 +189,9 @@ class Limiter(OperatorMethods):
         that would have to wait longer than `timeout` seconds (None: as long as it takes) is refused
         as soon as this is known, and is not charged. The same happens if 10,000 callers already
         wait, or if the limiter is closed. If Redis fails in the meantime, `on_error` answers. A
-        cancelled call is not charged. Waiting never causes a ban, but a user who is banned by a
-        `Penalty` among the rules when the wait begins is refused.
+        cancelled call is not charged. A refund or a reset is noticed when the wait was to end.
+        Waiting never causes a ban, but a user who is banned by a `Penalty` among the rules when the
+        wait begins is refused.
         """
         patience = check_wait(timeout)
         given = rules_of(rules)
@@ -203,6 +204,7 @@ class Limiter(OperatorMethods):
             closed = self._waiters.queues.closed
             decision = await self.peek(bans, subject)
             if not limits or not decision:
+                self.observer.decided(decision, subject, 0.0)
                 return decision
             if closed != self._waiters.queues.closed:
                 return decision._replace(allowed=False, source="policy")

@@ -93,8 +93,8 @@ class OperatorMethods:
         until its 60 seconds are over.
 
         What this process counted while Redis was unreachable (`on_error="memory"`) is deleted even
-        if Redis still is. The log then says that Redis has its own counts. After a StorageError
-        nothing was deleted.
+        if Redis still is. The log then says that Redis has its own counts. After a StorageError it
+        is unknown whether the counts in Redis were deleted; repeat it.
         """
         counts = counts_to_reset(self.decider.key_prefix, rules_of(rule), subject)
         if not counts:

@@ -7,12 +7,13 @@ import logging
 import random
 import secrets
 from collections import Counter
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, cast
 
-from bot_ratelimit.errors import ConfigError, printable
+from bot_ratelimit.errors import ConfigError, RateLimitError, printable
 from bot_ratelimit.limiter.arguments import check_subject
 from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decider import Decider
@@ -97,7 +98,7 @@ class Slots:
             grant = await self._ask("acquire", leases, claim, deadline)
         finally:
             if grant is Missing.UNKNOWN:  # the slot may have been granted
-                self._release_in_background(leases, claim)
+                self._releases.begin(self._give_up(leases, claim))
         if isinstance(grant, Missing):
             policy = concurrency.on_error or decider.on_error
             if policy == "allow":
@@ -146,6 +147,12 @@ class Slots:
             lease.renewing.cancel()
         self._report_in_use(concurrency, -1)
         await asyncio.shield(self._release_in_background(lease.leases, lease.claim))
+
+    async def _give_up(self, leases: Leases, claim: Claim) -> None:
+        """Release a slot that may be granted late, even in an outage: nobody waits for this."""
+        with suppress(RateLimitError):
+            await leases.claim("release", claim, timeout=self._decider.timeout)
+        self._queues.wake(claim.key)
 
     def _report_in_use(self, concurrency: Concurrency, change: int) -> None:
         self._in_use[concurrency.name] += change

@@ -148,9 +148,10 @@ class Waiters:
         """Sleep, but not through an outage that begins meanwhile, in which the policy answers."""
         time, decider = asyncio.get_running_loop().time, self._decider
         by_storage = source == decider.storage.source  # else the policy has said how long
+        watches = by_storage and not decider.is_local and not decider.guard.is_out(counts)
         wakes = time() + seconds
-        while (left := wakes - time()) > 0 and not (by_storage and decider.guard.is_out(counts)):
-            if await turn.sleep(min(left, _CHECK_EVERY)):  # a refund, or the end
+        while (left := wakes - time()) > 0 and not (watches and decider.guard.is_out(counts)):
+            if await turn.sleep(min(left, _CHECK_EVERY) if watches else left):  # a refund, the end
                 return
 
     def _jitter(self, counts: Sequence[Count]) -> float:

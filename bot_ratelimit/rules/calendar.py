@@ -15,14 +15,6 @@ WEEK_MS: Final = 7 * DAY_MS
 MONTH_MS: Final = 31 * DAY_MS
 """How a limit says "a month of its zone", which has 28 to 31 days."""
 
-_HOUR_MS: Final = 3_600_000
-LONGEST_MS: Final = {
-    DAY_MS: DAY_MS + _HOUR_MS,
-    WEEK_MS: WEEK_MS + _HOUR_MS,
-    MONTH_MS: MONTH_MS + _HOUR_MS,
-}
-"""The longest that a window may last: with the hour that is repeated when summer time ends."""
-
 
 def window_ends(period_ms: int, zone: str, now_ms: int) -> tuple[int, int, int]:
     """Return when the window at this time began, when it ends, and when the next one ends.

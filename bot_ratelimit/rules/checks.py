@@ -28,14 +28,15 @@ _NAME: Final = re.compile(r"[^\s:{}*?\[\]\\\x00-\x1f\x7f]{1,200}")
 _PREFIX: Final = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]{1,128}")
 
 
-def check_name(name: object) -> None:
+def check_name(name: object, called: str = "name") -> None:
     """Raise ConfigError unless this is a name that a rule can have."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(
-            f"name={name!r}: expected 1 to 200 characters without spaces, ':', braces or '*?[]\\'"
+            f"{called}={name!r}: expected 1 to 200 characters without spaces, ':', braces or "
+            "'*?[]\\'"
         )
     if name in RESERVED_NAMES:
-        raise ConfigError(f"name={name!r}: this name is reserved; choose another one")
+        raise ConfigError(f"{called}={name!r}: this name is reserved; choose another one")
 
 
 def check_prefix(prefix: object) -> str:

@@ -56,8 +56,11 @@ class Penalty(Rule):
         scope: Scope | str = Scope.USER,
     ) -> None:
         limit = Limit.of(after)
-        if limit.algorithm is not Algorithm.FIXED_WINDOW:
-            raise ConfigError(f"after={str(limit)!r}: expected a fixed window such as '10/minute'")
+        if limit.algorithm is not Algorithm.FIXED_WINDOW or limit.zone:
+            raise ConfigError(
+                f"after={str(limit)!r}: expected a fixed window without a time zone, such as "
+                "'10/minute'"
+            )
         if not isinstance(scope, (Scope, str)):
             raise ConfigError(f"scope={scope!r}: expected a Scope, for example Scope.USER")
         check_flag("grows", grows)

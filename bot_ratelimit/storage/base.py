@@ -54,8 +54,8 @@ class Op(Enum):
     """Give each cost back as far as it still counts; the verdicts are those of a next hit of cost
     1."""
     RESET = "reset"
-    """Delete the counts, also by algorithms that the storage cannot decide by; the verdicts are
-    those of a peek before it, so `reset` is above 0 for each count that existed."""
+    """Delete the counts, also by algorithms that the storage cannot decide by; of the verdicts only
+    `reset` matters, which is above 0 for each count that existed."""
 
 
 class Ask(NamedTuple):

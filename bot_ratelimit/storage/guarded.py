@@ -172,10 +172,7 @@ class Guard:
             return
         server, ticket = admitted
         used = self._space.used()
-        latency = next((each.latency or 0.0 for each in self._connections(server)), 0.0)
-        if latency > min(guard.timeout for guard in used):  # too late for others
-            server.breaker.abandoned(ticket)
-        elif server.breaker.succeeded(ticket) and not any(
+        if server.breaker.succeeded(ticket) and not any(
             # Others may need another second to connect again: their failures belong to this outage.
             each.last_error
             for guard in used

@@ -116,7 +116,7 @@ class Ticker:
     def start(self, *, at_once: bool = False) -> None:
         """Begin in the running loop, unless it ticks there already; perhaps with a call now."""
         loop = asyncio.get_running_loop()
-        if self._task is None or self._loop is not loop:
+        if self._task is None or self._task.done() or self._loop is not loop:
             self._loop, self._first = loop, asyncio.Event()
             work = _run(self._work, self._pause, self._first, at_once)
             self._task = loop.create_task(work, context=Context())

@@ -9,8 +9,7 @@ from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 from prometheus_client import CollectorRegistry
 
-from bot_ratelimit import ConfigError, Limiter, MemoryStorage, RateLimitMiddleware, Subject
-from bot_ratelimit.admin.control import Control
+from bot_ratelimit import ConfigError, Limiter, MemoryStorage, Subject
 from bot_ratelimit.admin.health import add_health, health_app
 from bot_ratelimit.metrics import PrometheusMetrics
 from bot_ratelimit.testing import FlakyStorage
@@ -28,63 +27,37 @@ async def get(app: web.Application, page: str) -> tuple[int, Any]:
         return answer.status, await answer.text()
 
 
-async def test_a_process_that_answers_is_alive_whatever_redis_does() -> None:
-    """Restarting a bot does not bring Redis back, so liveness does not ask for it."""
-    storage = FlakyStorage()
-    storage.fail()
-    limiter = Limiter(storage, on_error="deny")
-    assert await get(health_app(limiter), "/health") == (200, {"status": "alive"})
-
-
 @pytest.mark.parametrize(
     ("policy", "status", "word"),
     [("allow", 200, "degraded"), ("memory", 200, "degraded"), ("deny", 503, "unavailable")],
 )
 async def test_ready_is_what_the_policy_needs(policy: Any, status: int, word: str) -> None:
-    """Without Redis, a bot with `deny` is not ready; one with `allow` works, degraded."""
+    """Without Redis, a bot with `deny` is not ready; one with `allow` works, degraded.
+
+    It is alive in any case: restarting a bot does not bring Redis back. Details, which are for
+    internal networks, are shown on request only.
+    """
     storage = FlakyStorage()
     limiter = Limiter(storage, on_error=policy)
     found, page = await get(health_app(limiter), "/ready")
     assert (found, page["status"], page["on_error"]) == (200, "ready", policy)
+    assert page["all_limits_off"] is False
     storage.fail()
     found, page = await get(health_app(limiter), "/ready")
     assert (found, page["status"], page["latency_ms"]) == (status, word, None)
     assert "problem" not in page
-
-
-async def test_ready_says_that_all_limits_are_off() -> None:
-    """During a pause the bot stays ready, and the answer says that nobody is limited."""
-    middleware = RateLimitMiddleware(limiter=Limiter(MemoryStorage()), live=True)
-    assert middleware.live is not None
-    changes = Control.of(middleware, "anna", patience=0).changes
-    for change, off in ((changes.pause("1h"), True), (changes.resume(), False)):
-        await change
-        await middleware.live.refresh()
-        status, page = await get(health_app(middleware), "/ready")
-        assert (status, page["all_limits_off"]) == (200, off)
-        assert page["status"] == ("degraded" if off else "ready")
-
-
-async def test_details_are_shown_on_request_only() -> None:
-    """With details, the answer names the problem and the server: only for internal networks."""
-    storage = FlakyStorage()
-    storage.fail()
-    app = health_app(RateLimitMiddleware(limiter=Limiter(storage)), details=True)
-    _, page = await get(app, "/ready")
+    _, page = await get(health_app(limiter, details=True), "/ready")
     assert (page["problem"], page["servers"]) == ("out of reach", [])
+    assert await get(health_app(limiter), "/health") == (200, {"status": "alive"})
 
 
 async def test_metrics_are_those_of_the_registry() -> None:
-    """The page shows what the observer counted."""
+    """The page shows what the observer counted; a storage instead of the limiter is named."""
     registry = CollectorRegistry()
     limiter = Limiter(MemoryStorage(), observer=PrometheusMetrics(registry))
     await limiter.hit("1/s", Subject(user=42))
     status, text = await get(add_health(web.Application(), limiter, registry=registry), "/metrics")
     assert status == 200
     assert "bot_ratelimit_decision_seconds_count 1.0" in text
-
-
-def test_what_is_no_limiter_is_refused() -> None:
-    """A storage instead of the limiter is named."""
     with pytest.raises(ConfigError, match="limiter is a MemoryStorage: expected a Limiter"):
         health_app(MemoryStorage())  # type: ignore[arg-type]  # on purpose

@@ -128,8 +128,8 @@ class Site:
     middleware: RateLimitMiddleware
     now: Now
     root: str
-    instance: Instance | None = None
-    """The bot, if it runs."""
+    instance: Any = None
+    """An `Instance`: the bot, if it runs."""
 
     @property
     def url(self) -> str:
@@ -142,7 +142,6 @@ class Site:
 
     async def send(self, times: int, id_: int = 42) -> int:
         """How many of so many messages of a user are handled."""
-        assert self.instance is not None
         sender = {"from": user(id_), "chat": chat(id_)}
         return sum(await self.instance.send(*["hi"] * times, **sender))
 
@@ -232,9 +231,13 @@ async def sending(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
         ):
             pass
 
+    reader = Control(Limiter(storage, timeout=5, statistics=True), "anna")
+
+    async def is_reported() -> bool:
+        return any(each.done > 5 for each in (await reader.sending()).broadcasts)
+
     broadcasting = asyncio.create_task(broadcast())
-    await eventually(lambda: len(telegram.log) > 12, within=30)
-    await asyncio.sleep(0.1)  # until that is reported
+    await eventually(is_reported, within=30)
     assert outgoing._report is not None
     await outgoing._report.statistics.flush()
     yield

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiogram import flags
 
 from bot_ratelimit import (
     ConfigError,
@@ -42,7 +41,10 @@ def middleware(
 
 
 def test_the_documented_file_is_complete() -> None:
-    """The example in the docs has every part, and is read as it says."""
+    """The example in the docs has every part, and is read as it says.
+
+    [[rules]] can have all fields of `Rule`; an editor may put a byte order mark before them.
+    """
     found = read_limits_file(EXAMPLE)
     assert found.rules == rules_of("1/s; 20/minute")
     assert found.exempt == {42, -100123}
@@ -54,19 +56,12 @@ def test_the_documented_file_is_complete() -> None:
     assert found.outgoing["per_group"] == "20/minute sliding"
     empty = LimitsFile()
     assert all(getattr(found, name) != getattr(empty, name) for name in LimitsFile.__slots__)
-
-
-def test_rules_of_a_file_have_scopes_names_and_costs() -> None:
-    """[[rules]] can have all fields of `Rule`; an editor may put a byte order mark before them."""
     file = written(
         "\ufeff[[rules]]\nlimit='9/s'\n[[rules]]\nlimit='5/m'\nscope='chat'\nname='x'\ncost=2\n"
         "[[rules]]\nlimit='3/day in UTC'\nname='image'\non_error='deny'\n"
     )
-    assert read_limits_file(file).rules == (
-        Rule("9/s"),
-        Rule("5/m", Scope.CHAT, "x", 2),
-        Rule("3/day in UTC", name="image", on_error="deny"),
-    )
+    image = Rule("3/day in UTC", name="image", on_error="deny")
+    assert read_limits_file(file).rules == (Rule("9/s"), Rule("5/m", Scope.CHAT, "x", 2), image)
 
 
 @table(
@@ -79,42 +74,33 @@ def test_rules_of_a_file_have_scopes_names_and_costs() -> None:
         ("[[rules]]\nname='x'", "limits.toml: [[rules]] limit is missing, for example"),
         ("[[rules]]\nlimit='1/s'\nscope='users'", "scope='users': expected one of user, chat"),
         ("[limits]\nai = '5'", "limits.toml: [limits] ai: '5'"),
-        ("[limits]\nai = {}", "[limits] ai: limit is missing, for example limit = '5/minute'"),
         ("[limits]\nai = {limit='5/m', cots=2}", "[limits] ai: cots is unknown; expected limit"),
         ("[limits]\nai = {limit='5/m', cost=9}", "never grants more than 5 at once"),
-        ("[limits]\n'a b' = '5/m'", "name='a b': expected"),
+        ("[limits]\nai = {limit='5/m', cost=true}", "[limits] ai: cost=true: expected a whole"),
+        ("[limits]\nai = 2026-01-01", "[limits] ai: "),
         ("[limits]\nban = '5/m'", "name='ban'"),
         ("limits = 3", "limits: 3: expected a table"),
         ("exempt = ['42']", "limits.toml: exempt: '42' is not the id of a user or a chat"),
         ("exempt = 42", "exempt: 42: expected a list of ids, for example [42, -100123]"),
-        ("[penalty]\nafter = '10/m'", "[penalty] ban is missing, for example ban = '15m'"),
-        ("[penalty]\nafter='10/m'\nban='x'", "limits.toml: [penalty] ban='x'"),
-        ("[notices]\nen = '{minutes}'", "no placeholder but {wait} and {seconds}, for example"),
-        ("[notices]\nen = ''", "limits.toml: [notices] en: the text of a notice"),
-        ("[notices]\npt_BR = 'Espere'", "[notices] the language of a notice 'pt_BR': expected"),
-        ("[notices]\nrussian = 'Ждите'", "[notices] the language of a notice 'russian'"),
-        ("[outgoing]\nper_chat = '5'", "limits.toml: [outgoing] per_chat: '5'"),
-        ("[outgoing]\nretries = 1.5", "retries=1.5: expected a whole number"),
-        ("[outgoing]\nmax_wait = -1", "max_wait=-1: expected a number from 0 up"),
-        ("[outgoing]\nmax_wait = nan", "[outgoing] max_wait=nan: expected a number from 0 up"),
-        ("[penalty]\nafter='9/m'\nban='1h'\ngrows=1", "[penalty] grows=1: expected true or false"),
-        ("[limits]\nai = {limit='5/m', cost=true}", "[limits] ai: cost=true: expected a whole"),
-        ("[limits]\nai = 2026-01-01", "[limits] ai: "),
         ("exempt = [true]", "exempt: True is not the id of a user"),
         ("exempt = ['12345:AAHx']", "exempt: a value that may be a token"),
         ("exempt = '12345:AAHx'", "exempt: a value that may be a token"),
         ("exempt = [99999999999999999]", "exempt: 99999999999999999 is not the id"),
+        ("[penalty]\nafter = '10/m'", "[penalty] ban is missing, for example ban = '15m'"),
+        ("[penalty]\nafter='10/m'\nban='x'", "limits.toml: [penalty] ban='x'"),
+        ("[penalty]\nafter='9/m'\nban='1h'\ngrows=1", "[penalty] grows=1: expected true or false"),
+        ("[notices]\nen = '{minutes}'", "no placeholder but {wait} and {seconds}, for example"),
+        ("[notices]\nen = '{wait:999999999}'", "[notices] en: the text of a notice"),
+        ("[notices]\npt_BR = 'Espere'", "[notices] the language of a notice 'pt_BR': expected"),
+        ("[outgoing]\nper_chat = '5'", "limits.toml: [outgoing] per_chat: '5'"),
+        ("[outgoing]\nmax_wait = nan", "[outgoing] max_wait=nan: expected a number from 0 up"),
         ("[limits]\nexempt = 42", "[limits] exempt: write it above the first table of the file"),
         ("[limits]\nrate_limit = '1/s'", "of the file; a limit needs another name"),
-        ("[notices]\nen = 'x'\nexempt = [42]", "[notices] the language of a notice 'exempt'"),
         ("[[rules]]\nlimit='1/s'\nexempt=[42]", "[[rules]] exempt: write it above the first"),
-        ("[[rules]]\nlimit='1/s'\nage=42", "[[rules]] age is unknown; expected limit"),
-        ("[notices]\nen = '{wait:999999999}'", "[notices] en: the text of a notice"),
-        ("[notices]\nen = '" + 5_000 * "x" + "'", "[notices] en: the text of a notice 'xxx"),
         ("rate_limit = '1/s " + 5_000 * "x " + "'", "limits.toml: rate_limit: '1/s x x"),
         ("rate_limits = '1/s'", "rate_limits: unknown; expected one of rate_limit, rules, limits"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_file_is_one_line_with_place_value_and_fix(text: str, told: str) -> None:
     """The error has the file, the line or table, the value and the fix in one line."""
     with pytest.raises(ConfigError) as raised:
@@ -126,20 +112,13 @@ def test_a_bad_file_is_one_line_with_place_value_and_fix(text: str, told: str) -
     assert "AAHx" not in str(raised.value)
 
 
-def test_a_missing_file_stops_the_start(environment: pytest.MonkeyPatch) -> None:
-    """A wrong path or encoding is an error at the start."""
-    environment.setenv("RATE_LIMIT_FILE", "nowhere.toml")
-    with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read: No such file"):
-        Settings()
-    Path("limits.toml").write_bytes("[notices]\nru = 'Ждите'".encode("cp1251"))
-    with pytest.raises(ConfigError, match=r"limits\.toml: not UTF-8 \(at byte 16\)"):
-        read_limits_file("limits.toml")
-
-
 def test_the_environment_wins_over_the_file_and_the_file_over_code(
     environment: pytest.MonkeyPatch,
 ) -> None:
-    """RATE_LIMIT and RATE_LIMIT_EXEMPT win if set, then the file, then the default."""
+    """RATE_LIMIT and RATE_LIMIT_EXEMPT win if set, then the file, then the default.
+
+    A wrong path or encoding of the file is an error at the start.
+    """
     assert Settings().origin("rate_limit") == "code"
     environment.setenv("RATE_LIMIT_FILE", written("rate_limit='7/s'\nexempt=[7]"))
     found = Settings()
@@ -150,77 +129,59 @@ def test_the_environment_wins_over_the_file_and_the_file_over_code(
     found = Settings()
     assert (found.rules(), found.exempt()) == (rules_of("8/s"), {8})
     assert found.origin("rate_limit") == "environment"
-
-
-async def test_a_flag_finds_its_limit_by_its_key(environment: pytest.MonkeyPatch) -> None:
-    """With `key="ai"` the limit comes from the file, which wins over one in the flag."""
-    limits = middleware(environment, "rate_limit='99/h'\n[limits]\nai='1/h'\nloud={limit='2/h'}")
-    instance = Instance(limits, ())
-    for name, flag in (("message", {"key": "ai"}), ("callback_query", {"key": "loud", "rate": 1})):
-        instance.dispatcher.observers[name].middleware(limits)
-        instance.dispatcher.observers[name].register(instance._handle, flags={"rate_limit": flag})
-    assert await instance.send("1", "2") == [True, False]
-    pressed = [await instance.feed(callback_query=callback()) for _ in range(3)]
-    assert pressed == [HANDLED, HANDLED, None]
-    decision = instance.decisions[0]
-    assert decision is not None
-    assert decision.rule == Rule(Limit.parse("1/h"), name="ai")
-
-
-async def test_a_named_limit_can_be_given_in_code() -> None:
-    """`named_limits` replaces the file, and the flag completes what it leaves open."""
-    limits = RateLimitMiddleware(
-        "99/h", limiter=Limiter(MemoryStorage()), named_limits={"ai": "4/h"}
-    )
-    instance = Instance(limits, ())
-    instance.dispatcher.message.middleware(limits)
-    flag = {"key": "ai", "cost": 2, "scope": "chat"}
-    instance.dispatcher.message.register(instance._handle, flags={"rate_limit": flag})
-    assert await instance.send("1", "2", "3") == [True, True, False]
-    assert instance.decisions[0] is not None
-    assert instance.decisions[0].rule == Rule("4/h", Scope.CHAT, "ai", 2)
+    Path("limits.toml").write_bytes("[notices]\nru = 'Ждите'".encode("cp1251"))
+    with pytest.raises(ConfigError, match=r"limits\.toml: not UTF-8 \(at byte 16\)"):
+        Settings()
+    environment.setenv("RATE_LIMIT_FILE", "nowhere.toml")
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read: No such file"):
+        Settings()
 
 
 @pytest.mark.parametrize(
-    "limit",
-    [Limit.parse("2/h"), Rule("2/h", Scope.CHAT), [Rule("2/h"), Rule("9/h", Scope.GLOBAL)]],
+    ("limit", "flag", "rule"),
+    [
+        ("4/h", {"cost": 2, "scope": "chat"}, Rule("4/h", Scope.CHAT, "ai", 2)),
+        (Limit.parse("2/h"), {}, Rule("2/h", name="ai")),
+        (Rule("2/h", Scope.CHAT), {}, Rule("2/h", Scope.CHAT, "ai")),
+        ([Rule("2/h"), Rule("9/h", Scope.GLOBAL)], {}, Rule("2/h", name="ai")),
+    ],
 )
-async def test_a_named_limit_in_code_may_be_anything_that_a_flag_may_be(limit: Any) -> None:
-    """Also a `Rule` with its scope, and several."""
+async def test_a_named_limit_can_be_given_in_code(
+    limit: Any, flag: dict[str, Any], rule: Rule
+) -> None:
+    """`named_limits` replaces the file, and may have anything that a flag may be; the flag
+    completes what it leaves open."""
     limits = RateLimitMiddleware(
         "99/h", limiter=Limiter(MemoryStorage()), named_limits={"ai": limit}
     )
     instance = Instance(limits, ())
     instance.dispatcher.message.middleware(limits)
-    instance.dispatcher.message.register(instance._handle, flags={"rate_limit": {"key": "ai"}})
+    flags = {"rate_limit": {"key": "ai"} | flag}
+    instance.dispatcher.message.register(instance._handle, flags=flags)
     assert await instance.send("1", "2", "3") == [True, True, False]
     assert instance.decisions[0] is not None
-    assert instance.decisions[0].rule.name == "ai"
-    assert instance.decisions[0].rule.scope == getattr(limit, "scope", Scope.USER)
+    assert instance.decisions[0].rule == rule
 
 
-async def test_a_key_without_a_limit_is_an_error_at_the_start() -> None:
-    """The error names the handler, the key, and both ways to give it a limit."""
-    limits = RateLimitMiddleware("99/h", limiter=Limiter(MemoryStorage()))
+async def test_a_flag_finds_its_limit_by_its_key(environment: pytest.MonkeyPatch) -> None:
+    """With `key="ai"` the limit comes from the file, which wins over one in the flag.
+
+    Penalty, exemptions and notices of the file reach the middleware; arguments win over them.
+    """
+    text = "rate_limit='99/h'\nexempt=[7]\n[limits]\nai='1/h'\nloud={limit='2/h'}\n"
+    text += "[penalty]\nafter='2/h'\nban='1h'\n[notices]\nen='Halt!'"
+    limits = middleware(environment, text)
     instance = Instance(limits, ())
-    limits.setup(instance.dispatcher)
-
-    @instance.dispatcher.message()
-    @flags.rate_limit(key="ai")
-    async def ask() -> None: ...
-
-    with pytest.raises(ConfigError, match=r"flag of .*ask: no limit is named 'ai': add ai = '5/mi"):
-        await instance.dispatcher.emit_startup()
-
-
-async def test_the_file_has_penalty_exemptions_and_notices(
-    environment: pytest.MonkeyPatch,
-) -> None:
-    """They reach the middleware, and arguments win over them."""
-    text = "rate_limit='1/h'\nexempt=[7]\n[penalty]\nafter='2/h'\nban='1h'\n[notices]\nen='Halt!'"
-    instance = Instance(middleware(environment, text))
-    assert await instance.send("1", "2", "3") == [True, False, False]
+    for name, flag in (("message", {"key": "ai"}), ("callback_query", {"key": "loud", "rate": 1})):
+        instance.dispatcher.observers[name].middleware(limits)
+        instance.dispatcher.observers[name].register(instance._handle, flags={"rate_limit": flag})
+    assert await instance.send("1", "2") == [True, False]
     assert [getattr(each, "text", "") for each in instance.session.requests] == ["Halt!"]
     assert await instance.send("1", "2", **{"from": message()["from"] | {"id": 7}}) == [True, True]
-    assert middleware(environment, text).rules[-1] == Penalty("2/h", "1h")
-    assert middleware(environment, text, penalty=None).rules == rules_of("1/h")
+    pressed = [await instance.feed(callback_query=callback()) for _ in range(3)]
+    assert pressed == [HANDLED, HANDLED, None]
+    decision = instance.decisions[0]
+    assert decision is not None
+    assert decision.rule == Rule(Limit.parse("1/h"), name="ai")
+    assert limits.rules[-1] == Penalty("2/h", "1h")
+    assert middleware(environment, text, penalty=None).rules == rules_of("99/h")

@@ -1,4 +1,4 @@
-"""Fixtures: the stand-in for Telegram, and the example bot as a process that talks to it."""
+"""The example bot as a process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from example_bot.demo.botapi import BotApi
+from tests.guide.pages import ROOT
 from tests.processes import Forked
 from tests.servers import PATIENCE
-
-ROOT = Path(__file__).parents[2]
 
 
 class Process:
@@ -22,46 +20,41 @@ class Process:
 
     def __init__(self, process: Forked) -> None:
         self._process = process
-        self._log: list[str] = []
-        self._out: list[str] = []
+        self._read: dict[asyncio.StreamReader, str] = {process.stdout: "", process.stderr: ""}
 
     @classmethod
-    async def start(
-        cls, module: str, directory: Path, *arguments: str, **environment: str
-    ) -> Process:
+    async def start(cls, module: str, directory: Path, **environment: str) -> Process:
         variables = {"PATH": os.defpath, "PYTHONPATH": str(ROOT), **environment}
-        return cls(await Forked.start(module, *arguments, cwd=directory, env=variables))
+        return cls(await Forked.start(module, cwd=directory, env=variables))
 
     async def logged(self, text: str) -> str:
         """Wait for a line on stderr."""
-        return await self._line(text, self._process.stderr, self._log)
+        return await self._line(text, self._process.stderr)
 
     async def said(self, text: str) -> str:
         """Wait for a line on stdout."""
-        return await self._line(text, self._process.stdout, self._out)
+        return await self._line(text, self._process.stdout)
 
-    async def _line(self, text: str, stream: asyncio.StreamReader, read: list[str]) -> str:
+    async def _line(self, text: str, stream: asyncio.StreamReader) -> str:
         async with asyncio.timeout(PATIENCE):
             async for line in stream:
-                read.append(line.decode())
-                if text in read[-1]:
-                    return read[-1]
-        raise AssertionError(f"ended without {text!r}: {''.join(read)}")
+                self._read[stream] += line.decode()
+                if text in line.decode():
+                    return line.decode()
+        raise AssertionError(f"ended without {text!r}: {self._read[stream]}")
 
     async def finished(self) -> tuple[int, str, str]:
         """Wait for the end: the exit status, stdout, and all of stderr."""
         async with asyncio.timeout(PATIENCE):
-            out, log = await self._process.communicate()
+            rest = await self._process.communicate()
         assert self._process.returncode is not None
-        said, logged = "".join(self._out) + out.decode(), "".join(self._log) + log.decode()
+        said, logged = (
+            before + more.decode() for before, more in zip(self._read.values(), rest, strict=True)
+        )
         return self._process.returncode, said, logged
 
-    def terminate(self) -> None:
-        self._process.terminate()
-
-    def interrupt(self) -> None:
-        """Ctrl-C."""
-        self._process.send_signal(signal.SIGINT)
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        self._process.send_signal(number)
 
     async def abandon(self) -> None:
         if self._process.returncode is None:
@@ -73,18 +66,12 @@ Start = Callable[..., Awaitable[Process]]
 
 
 @pytest.fixture
-async def api() -> AsyncIterator[BotApi]:
-    async with BotApi() as api:
-        yield api
-
-
-@pytest.fixture
 async def start(tmp_path: Path) -> AsyncIterator[Start]:
     """Starts modules as processes, in an empty directory, and leaves none behind."""
     processes: list[Process] = []
 
-    async def start(module: str, *arguments: str, **environment: str) -> Process:
-        processes.append(await Process.start(module, tmp_path, *arguments, **environment))
+    async def start(module: str, **environment: str) -> Process:
+        processes.append(await Process.start(module, tmp_path, **environment))
         return processes[-1]
 
     yield start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -11,11 +12,9 @@ from tests.chromium import NOT_RUN, chromium, find_chromium
 
 from .conftest import ROOT, Process
 
-PATH = ROOT / "docs" / "images" / "operators.png"
 SCENE = "Rush hour"
 """By then there was a flood, and an outage; some of the bans go on."""
 SECONDS = 12.0
-WIDTH, HEIGHT = 1100, 1150
 
 
 async def main() -> int:
@@ -28,23 +27,19 @@ async def main() -> int:
             door = (await process.said("  Open ")).split()[-1]
             await process.said(SCENE)
             await asyncio.sleep(SECONDS)
-            await photograph(door)
-            process.interrupt()
+            async with chromium() as browser:
+                page = await browser.new_page(viewport={"width": 1100, "height": 1150})
+                await page.goto(door)
+                await page.get_by_role("link", name="24 hours").click()
+                await page.get_by_role("heading", name="24 hours").first.wait_for()
+                await page.evaluate("scrollTo(0, 0)")
+                await page.screenshot(path=ROOT / "docs" / "images" / "operators.png")
+            process.stop(signal.SIGINT)
             status, _, err = await process.finished()
         finally:
             await process.abandon()
     sys.stderr.write(err)
     return status
-
-
-async def photograph(door: str) -> None:
-    async with chromium() as browser:
-        page = await browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-        await page.goto(door)
-        await page.get_by_role("link", name="24 hours").click()
-        await page.get_by_role("heading", name="24 hours").first.wait_for()
-        await page.evaluate("scrollTo(0, 0)")
-        await page.screenshot(path=PATH)
 
 
 if __name__ == "__main__":

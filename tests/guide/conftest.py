@@ -21,9 +21,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 @pytest.fixture
-def stage(
-    environment: pytest.MonkeyPatch, redis_server: Server, no_metrics_yet: None
-) -> Iterator[Stage]:
+def stage(environment: pytest.MonkeyPatch, redis_server: Server) -> Iterator[Stage]:
     """An empty Redis, an empty directory, and a Telegram that takes everything."""
     with redis.Redis(port=redis_server.port) as client:
         client.flushall()

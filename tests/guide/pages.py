@@ -1,10 +1,10 @@
-"""The pages of the documentation, as headings and blocks of code."""
+"""The pages of the documentation, as headings, links and blocks of code, as forges show them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import dedent
 
@@ -23,7 +23,6 @@ NOT_RUN = "# not run"
 """How a Python block begins that shows other people's code, which is not installed here."""
 
 _FENCE = re.compile(r"^([ \t]*)```(\w*)[^\n]*\n(.*?)^\1```[ \t]*$", re.MULTILINE | re.DOTALL)
-_HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -49,21 +48,12 @@ class Block:
 def blocks_of(path: Path) -> Iterator[Block]:
     """The blocks of a page, from top to bottom."""
     text = path.read_text(encoding="utf-8")
-    fences = [*_FENCE.finditer(text)]
-    headings = [
-        found
-        for found in _HEADING.finditer(text)
-        if not any(fence.start() < found.start() < fence.end() for fence in fences)
-    ]
-    for fence in fences:
-        above = [each[2] for each in headings if each.start() < fence.start()]
-        yield Block(
-            path.name,
-            text.count("\n", 0, fence.start(3)),
-            above[-1] if above else "",
-            fence[2],
-            dedent(fence[3]),
-        )
+    end, heading = 0, ""
+    for fence in _FENCE.finditer(text):
+        *_, heading = heading, *re.findall(r"(?m)^#+ (.+)$", text[end : fence.start()])
+        end = fence.end()
+        line = text.count("\n", 0, fence.start(3))
+        yield Block(path.name, line, heading, fence[2], dedent(fence[3]))
 
 
 def blocks(*languages: str, pages: list[Path] = PAGES) -> list[Block]:
@@ -79,9 +69,37 @@ def program(name: str) -> Block:
 
 def block(page: str, heading: str, language: str = "python", number: int = 0) -> Block:
     """The block under a heading, by its number there."""
-    found = [
-        each
-        for each in blocks_of(DOCS / f"{page}.md")
-        if (each.heading, each.language) == (heading, language)
-    ]
-    return found[number]
+    found = blocks(language, pages=[DOCS / f"{page}.md"])
+    return [each for each in found if each.heading == heading][number]
+
+
+def readme_bot() -> Block:
+    """The README's first block, with the handler of the second one above its catch-all handler."""
+    bot, report, *_ = blocks("python", pages=[ROOT / "README.md"])
+    before, catch_all = bot.text.split("@dp.message()\n", 1)
+    return replace(bot, text=f"{before}{report.text}\n\n@dp.message()\n{catch_all}")
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return _FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def links(page: Path) -> list[str]:
+    """What the page links to, in order."""
+    return re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose(page)))
+
+
+def anchors(page: Path) -> list[str]:
+    """How each heading of the page is linked to, in order."""
+    headings = re.findall(r"(?m)^#+ (.+)$", prose(page))
+    plain = (re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", each).strip().lower() for each in headings)
+    return [re.sub(r"[^\w\- ]", "", each).replace(" ", "-") for each in plain]
+
+
+def target(page: Path, link: str) -> tuple[Path | str, str]:
+    """The file, or the address elsewhere, that a link of this page leads to, and the anchor."""
+    if "://" in link or link.startswith("mailto:"):
+        return link, ""
+    path, _, anchor = link.partition("#")
+    return (page.parent / path).resolve() if path else page, anchor

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
@@ -17,37 +18,32 @@ from aiogram.methods import TelegramMethod
 from aiogram.types import Chat, Message, User
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from prometheus_client import REGISTRY
 
 from example_bot.demo.updates import Json
 from tests.servers import Server
 
 from .pages import NOT_RUN, Block
 
-Step: TypeAlias = "Json | tuple[int, Json]"
-"""An update; for another bot than the first, with its number."""
-
 TOKEN = "42:TEST"
 
 
 class Stage:
-    """Where a program of the documentation runs.
+    """Its `Redis()` is the server of the tests; what it sends is in `sent`.
 
-    Its `Redis()` is the server of the tests; what it sends is in `sent`; it gets the updates
-    of `script` when it polls, or at its webhook.
+    It gets the updates of `script` when it polls, or at its webhook.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, server: Server) -> None:
         self.sent: list[TelegramMethod[Any]] = []
-        self.script: Sequence[Step] = ()
+        self.script: Sequence[Json] = ()
         self.replies: list[int] = []
         """The HTTP status of each answer to the webhook."""
         self.errors: dict[str, list[TelegramAPIError]] = {}
         """What the stand-in answers next to methods, by their names."""
-        self.port = server.port
+        self.server = server
         self._ids = itertools.count(1)
-        stage = self
-
-        made = aioredis.Redis.__init__
+        stage, made = self, aioredis.Redis.__init__
 
         def make(self: aioredis.Redis, *given: Any, **options: Any) -> None:
             if not given and options.get("connection_pool") is None:
@@ -63,7 +59,8 @@ class Stage:
             given = {"dispatcher": self, "bots": bots, **self.workflow_data, **data}
             await self.emit_startup(bot=bots[-1], **given)
             try:
-                await stage._act(lambda bot, update: self.feed_raw_update(bot, update), bots)
+                for update in stage.script:
+                    await self.feed_raw_update(bots[0], update)
             finally:
                 await self.emit_shutdown(bot=bots[-1], **given)
 
@@ -81,34 +78,48 @@ class Stage:
         }.items():
             patch.setenv(name, value)
 
-    def run(self, block: Block, *script: Step) -> dict[str, Any]:
+    def run(self, block: Block, *script: Json) -> dict[str, Any]:
         """Run the program, and return its names."""
         self.script = script
+        return self.run_all([block])
+
+    def run_all(self, blocks: Sequence[Block]) -> dict[str, Any]:
+        """Run blocks one after the other, as a reader would type them, with `await` outside."""
+        names = REGISTRY._names_to_collectors
+        for collector in {names[name] for name in names if name.startswith("bot_ratelimit")}:
+            REGISTRY.unregister(collector)  # as in a new process
         namespace: dict[str, Any] = {"__name__": "__main__"}
-        code = compile(block.source, str(block), "exec", dont_inherit=True)
-        if not block.text.startswith(NOT_RUN):
-            exec(code, namespace)
+        with asyncio.Runner() as runner:
+            for block in blocks:
+                flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+                code = compile(block.source, str(block), "exec", flags, dont_inherit=True)
+                if not block.text.startswith(NOT_RUN):
+                    awaitable = eval(code, namespace)
+                    if awaitable is not None:
+                        runner.run(awaitable)
         return namespace
+
+    def feed(self, dispatcher: Dispatcher, *updates: Json) -> None:
+        """Dispatch updates in a program that has not started its bot, and shut it down."""
+
+        async def feed() -> None:
+            for update in updates:
+                await dispatcher.feed_raw_update(Bot(TOKEN), update)
+            await dispatcher.emit_shutdown()
+
+        asyncio.run(feed())
 
     @property
     def texts(self) -> list[str]:
         """The texts that were sent, shown or edited, in order."""
         return [text for each in self.sent if (text := getattr(each, "text", None)) is not None]
 
-    async def _act(self, feed: Callable[[Bot, Json], Awaitable[object]], bots: Any) -> None:
-        for step in self.script:
-            number, update = step if isinstance(step, tuple) else (0, step)
-            await feed(bots[number], update)
-
     async def _serve(self, app: web.Application) -> None:
         async with TestClient(TestServer(app)) as client:
-
-            async def post(_: object, update: Json) -> None:
+            for update in self.script:
                 headers = {"X-Telegram-Bot-Api-Secret-Token": "secret"}
                 reply = await client.post("/webhook", json=update, headers=headers)
                 self.replies.append(reply.status)
-
-            await self._act(post, [None])
 
     def _answer(self, bot: Bot, method: TelegramMethod[Any]) -> Any:
         self.sent.append(method)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 import logging
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,9 +19,8 @@ import redis.asyncio as aioredis
 from aiogram import Bot, Dispatcher
 from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.exceptions import TelegramConflictError, TelegramRetryAfter
-from aiogram.methods import GetMe, GetUpdates
+from aiogram.methods import GetMe, GetUpdates, SendMessage
 from aiogram.types import User
-from redis.asyncio.cluster import RedisCluster
 
 from bot_ratelimit import (
     ConfigError,
@@ -39,7 +35,9 @@ from bot_ratelimit import (
     Subject,
 )
 from example_bot.demo.updates import message
-from tests.servers import PATIENCE, Server, free_port, running_cluster
+from tests.benches import eventually
+from tests.incoming.support import RecordingSession
+from tests.servers import PATIENCE, Server, free_port
 
 from .pages import DOCS, Block, blocks
 from .stage import TOKEN
@@ -57,37 +55,24 @@ def pattern(line: str) -> re.Pattern[str]:
     return re.compile(re.escape(shape(line)).replace("…", ".+"))
 
 
-# --- logs --------------------------------------------------------------------------------------
-
-
-@contextlib.asynccontextmanager
-async def limited(
-    client: Any, *rules: str, **options: Any
-) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+@asynccontextmanager
+async def limited(client: aioredis.Redis) -> AsyncIterator[Callable[[], Awaitable[object]]]:
     """A middleware as that of the pages, and a way to ask it about an update of user 42."""
-    middleware = RateLimitMiddleware("; ".join(rules or ["5/10s"]), client, "my_bot", **options)
-
-    async def hit() -> None:
-        await middleware.limiter.hit(middleware.rules, USER)
-
-    yield hit
+    middleware = RateLimitMiddleware("5/10s", client, "my_bot")
+    yield partial(middleware.limiter.hit, middleware.rules, USER)
     await middleware.close()
 
 
-async def without_redis(_: Server) -> None:
+async def three_instances(server: Server) -> None:
     RateLimitMiddleware("5/10s")
-
-
-async def with_redis(server: Server) -> None:
     async with limited(aioredis.Redis(port=server.port)):
         pass
 
 
 async def a_mistake(_: Server) -> None:
-    try:
+    with pytest.raises(ConfigError) as caught:
         Settings(rate_limit="5 minutes")
-    except ConfigError as error:
-        logging.error("%s.%s: %s", type(error).__module__, type(error).__name__, error)
+    logging.error("bot_ratelimit.errors.ConfigError: %s", caught.value)
 
 
 async def a_hung_handler(_: Server) -> None:
@@ -111,77 +96,64 @@ async def a_server_that_hangs(server: Server) -> None:
         for _ in range(4):
             await hit()
         server.resume()
-        async with asyncio.timeout(10):
-            while "answers again" not in "".join(_log.messages):
-                await asyncio.sleep(0.05)
-                await hit()
+
+        async def answers_again() -> bool:
+            await asyncio.sleep(0.04)
+            await hit()
+            return "answers again" in "".join(_log.messages)
+
+        await eventually(answers_again, within=10)
 
 
 async def telegram_refuses(_: Server) -> None:
-    async def refuse(self: object, bot: Bot, method: Any, timeout: object = None) -> None:
-        raise TelegramRetryAfter(method, "Too Many Requests: retry after 30", 30)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AiohttpSession, "make_request", refuse)
-        bot = Bot(TOKEN)
-        outgoing = OutgoingLimits(None, "my_bot").setup(bot)
-        try:
-            await bot.send_message(7, "hi")
-        except TelegramRetryAfter as error:
-            logging.error("%s: %s", type(error).__name__, error)
-        await outgoing.close()
+    bot = Bot(TOKEN, session=RecordingSession())
+    asked = SendMessage(chat_id=7, text="hi")
+    bot.session.error = TelegramRetryAfter(asked, "Too Many Requests: retry after 30", 30)
+    outgoing = OutgoingLimits(None, "my_bot").setup(bot)
+    with pytest.raises(TelegramRetryAfter) as caught:
+        await bot(asked)
+    logging.error("TelegramRetryAfter: %s", caught.value)
+    await outgoing.close()
 
 
 async def polling_fails(_: Server) -> None:
-    conflict = "Conflict: terminated by other getUpdates request; make sure that only one bot "
+    other = (
+        "terminated by other getUpdates request; make sure that only one bot instance is running"
+    )
+    webhook = (
+        "can't use getUpdates method while webhook is active; "
+        "use deleteWebhook to delete the webhook first"
+    )
     answers: list[Any] = [
         TelegramRetryAfter(GetUpdates(), "Too Many Requests: retry after 5", 5),
-        TelegramConflictError(GetUpdates(), conflict + "instance is running"),
-        TelegramConflictError(
-            GetUpdates(),
-            "Conflict: can't use getUpdates method while webhook is active; "
-            "use deleteWebhook to delete the webhook first",
-        ),
+        *(TelegramConflictError(GetUpdates(), f"Conflict: {why}") for why in (other, webhook)),
     ]
-    done = asyncio.Event()
+    dispatcher = Dispatcher()
 
     async def refuse(self: object, bot: Bot, method: Any, timeout: object = None) -> object:
         if isinstance(method, GetMe):
             return User(id=42, is_bot=True, first_name="Bot", username="bot")
         if answers:
             raise answers.pop(0)
-        done.set()
-        await asyncio.sleep(0.01)
+        await dispatcher.stop_polling()
         return []
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AiohttpSession, "make_request", refuse)
         patch.setattr("aiogram.utils.backoff.Backoff.asleep", lambda self: asyncio.sleep(0))
-        dispatcher = Dispatcher()
-        polling = asyncio.create_task(dispatcher.start_polling(Bot(TOKEN), handle_signals=False))
         async with asyncio.timeout(10):
-            await done.wait()
-        await dispatcher.stop_polling()
-        await polling
-
-
-async def three_instances(server: Server) -> None:
-    await without_redis(server)
-    await with_redis(server)
+            await dispatcher.start_polling(Bot(TOKEN), handle_signals=False)
 
 
 SCENES: dict[tuple[str, str], Callable[[Server], Awaitable[None]]] = {
-    ("start.md", "The first bot"): without_redis,
-    ("start.md", "Redis"): with_redis,
+    ("start.md", "The first bot"): three_instances,
+    ("start.md", "Redis"): three_instances,
     ("start.md", "Settings"): a_mistake,
     ("start.md", "Stopping"): a_hung_handler,
     ("troubleshooting.md", "Redis rate limit check failed"): a_server_that_hangs,
     ("troubleshooting.md", "429 Too Many Requests"): telegram_refuses,
     ("troubleshooting.md", "Polling fails"): polling_fails,
-    (
-        "troubleshooting.md",
-        "Three instances let three times as much through",
-    ): three_instances,
+    ("troubleshooting.md", "Three instances let three times as much through"): three_instances,
 }
 
 _log: pytest.LogCaptureFixture
@@ -206,19 +178,10 @@ async def test_the_log_says_that(
         assert any(map(pattern(line).fullmatch, seen)), f"{line}\n" + "\n".join(sorted(seen))
 
 
-# --- terminals ---------------------------------------------------------------------------------
-
-
-async def seven_messages(client: aioredis.Redis) -> None:
+async def messages(client: aioredis.Redis, count: int) -> None:
     async with limited(client) as hit:
-        for _ in range(7):
+        for _ in range(count):
             await hit()
-
-
-async def two_messages(client: aioredis.Redis) -> None:
-    async with limited(client) as hit:
-        await hit()
-        await hit()
 
 
 async def a_ban(client: aioredis.Redis) -> None:
@@ -230,12 +193,9 @@ async def a_ban(client: aioredis.Redis) -> None:
     await limiter.close()
 
 
-async def nothing(client: aioredis.Redis) -> None: ...
-
-
 STATES: dict[str, Callable[[aioredis.Redis], Awaitable[None]]] = {
-    "Redis": two_messages,
-    "Troubleshooting": seven_messages,
+    "Redis": partial(messages, count=2),
+    "Troubleshooting": partial(messages, count=7),
     "One user is stuck": a_ban,
 }
 
@@ -247,94 +207,47 @@ async def test_the_terminal_shows_that(
     """Each command of the pages prints what stands below it, but for its numbers."""
     if shutil.which("redis-cli") is None:
         pytest.skip("not run: there is no redis-cli here")
-    await STATES.get(block.heading, nothing)(client)
+    if block.heading in STATES:
+        await STATES[block.heading](client)
     environment.setenv("REDIS_URL", redis_server.url)
     environment.setenv("REDIS_KEY_PREFIX", "my_bot")
     for part in re.split(r"(?m)^\$ ", block.text)[1:]:
         command, _, shown = part.partition("\n")
-        printed = await asyncio.to_thread(terminal, command, redis_server.port)
+        program, *words = shlex.split(command)
+        if program == "bot-ratelimit":
+            words = [sys.executable, "-m", "bot_ratelimit", *words]
+        else:
+            tty = [] if "--scan" in words else ["--no-raw"]
+            words = [program, "-p", str(redis_server.port), *tty, *words]
+        run = partial(subprocess.run, capture_output=True, text=True, timeout=PATIENCE)
+        ran = await asyncio.to_thread(run, words)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
         if shown:
-            assert [*map(shape, printed.splitlines())] == [*map(shape, shown.splitlines())]
-
-
-def terminal(command: str, port: int) -> str:
-    words = shlex.split(command)
-    if words[0] == "bot-ratelimit":
-        words = [sys.executable, "-m", "bot_ratelimit", *words[1:]]
-    else:
-        tty = [] if "--scan" in words else ["--no-raw"]
-        words = ["redis-cli", "-p", str(port), *tty, *words[1:]]
-    ran = subprocess.run(
-        words, capture_output=True, text=True, timeout=PATIENCE, env={**os.environ}
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return ran.stdout
-
-
-# --- reasons -----------------------------------------------------------------------------------
-
-
-def reasons() -> set[str]:
-    """What the table under "Redis rate limit check failed" tells readers to look for."""
-    text = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
-    table = text.partition("| the line says | fix |")[2].partition("\n\n")[0]
-    return {phrase for row in table.splitlines() for phrase in re.findall(r"`([^`]+)`", row[:60])}
-
-
-async def foreign_data_permissions_and_slots(server: Server) -> None:
-    async with aioredis.Redis(port=server.port) as client:
-        await client.rpush("my_bot:ratelimit:42", "not ours")
-        async with limited(client) as hit:
-            await hit()
-        await client.execute_command("ACL SETUSER limits on >pw ~other:* +@all")
-    limits = aioredis.Redis(port=server.port, username="limits", password="pw")
-    async with limited(limits) as hit:
-        await hit()
-    with TemporaryDirectory() as directory, running_cluster(Path(directory)) as cluster:
-        async with (
-            RedisCluster(host="127.0.0.1", port=cluster.port) as nodes,
-            limited(nodes, "1/s", "20/minute") as hit,
-        ):
-            await hit()
+            assert [*map(shape, ran.stdout.splitlines())] == [*map(shape, shown.splitlines())]
 
 
 async def test_the_reasons_in_the_table(
     own_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each reason for a failure that can be caused here is worded in the log as in the table."""
-
-    databases = itertools.count(1)  # the log says once in a process what a database suffers from
-
-    async def fail(**options: Any) -> None:
-        async with limited(aioredis.Redis(**options, db=next(databases))) as hit:
-            seen = len(caplog.records)
-            async with asyncio.timeout(10):
-                while len(caplog.records) == seen:
-                    await hit()
-                    await asyncio.sleep(0.01)
-
+    """Reasons for a failure that a server can cause are worded in the log as in the table."""
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    table = page.partition("| the line says | fix |")[2].partition("\n\n")[0]
     port = own_server.port
-    await fail(port=free_port())
-    await fail(port=port, ssl=True)
-    async with aioredis.Redis(port=port) as client, limited(client) as hit:
-        await hit()
-        own_server.kill()
-        await hit()
-        own_server.start()
-        await client.config_set("requirepass", "secret")
-    await fail(port=port)
-    await fail(port=port, password="wrong")
-    own_server.kill()
-    own_server.start()
-    await foreign_data_permissions_and_slots(own_server)
-    found = {phrase for phrase in reasons() if phrase in caplog.text}
-    assert found >= {
-        "Connection refused",
-        "NOAUTH",
-        "invalid username-password pair",
-        "not connected to",
-        "Connection closed by server",
-        "WRONGTYPE",
-        "NOPERM",
-        "CROSSSLOT",
+    async with aioredis.Redis(port=port, db=4) as client:
+        await client.rpush("my_bot:ratelimit:42", "not ours")
+        await client.execute_command("ACL SETUSER limits on >pw ~other:* +@all")
+    causes: dict[str, dict[str, Any]] = {
+        "Connection refused": {"port": free_port()},
+        "NOPERM": {"username": "limits", "password": "pw"},
+        "invalid username-password pair": {"username": "limits", "password": "wrong"},
+        "not connected to": {"ssl": True},
+        "WRONGTYPE": {},
     }
+    for number, (reason, options) in enumerate(causes.items()):
+        # In a database each: the log says once in a process what it suffers from.
+        client = aioredis.Redis(**{"port": port, "db": number, **options})
+        async with limited(client) as hit:
+            while reason not in caplog.text:
+                await hit()
+                await asyncio.sleep(0.01)
+        assert f"`{reason}`" in table

@@ -13,6 +13,7 @@ LEVELS = {"info", "warning", "error", "exception", "log"}  # at DEBUG nobody has
 # Answers of the page and of the commands, which operators see, and what is not for users.
 ANSWERS = {"ProblemError", "UnclearError", "InitDataError", "ResponseError", "AttributeError"}
 INTERNAL = {"NotImplementedError", "TypeError", "AssertionError", "CancelledError"}
+TEXTS = (ast.Constant, ast.JoinedStr, ast.BinOp)
 PLACEHOLDER = re.compile(r"%[-+.\d]*[a-z]")
 
 
@@ -40,32 +41,22 @@ def messages(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, str]]:
                     yield "Errors", text(first)
 
 
-def phrases(section: str) -> set[str]:
-    """The words in a section of the page, before the colon of each point."""
-    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
-    points = page.partition(f"## {section}\n")[2].partition("\n## ")[0]
-    return {
-        phrase
-        for point in re.findall(r"(?ms)^- (.+?`):", points)
-        for phrase in re.findall(r"`([^`]+)`", point)
-    }
-
-
 def is_found(message: str, phrase: str) -> bool:
     return bool(re.search(".*".join(map(re.escape, phrase.split("…"))), message))
 
 
 def test_the_page_has_the_words_of_the_package_and_no_others() -> None:
     """Each message with words of its own is found in its section; the page names no other text."""
-    listed = {section: phrases(section) for section in ("Log lines", "Errors")}
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    listed: dict[str, set[str]] = {}
+    for section in ("Log lines", "Errors"):  # what stands before the colon of each point
+        points = page.partition(f"## {section}\n")[2].partition("\n## ")[0]
+        named = "".join(re.findall(r"(?ms)^- (.+?`):", points))
+        listed[section] = set(re.findall(r"`([^`]+)`", named))
     texts = set()
     for path in PACKAGE.rglob("*.py"):
         nodes = [*ast.walk(ast.parse(path.read_text("utf-8")))]
-        texts |= {
-            text(node)
-            for node in nodes
-            if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp))
-        }
+        texts |= {text(node) for node in nodes if isinstance(node, TEXTS)}
         for section, message in messages(nodes):
             if len(re.findall(r"[a-z]{3,}", message)) > 1:
                 assert any(is_found(message, each) for each in listed[section]), (path, message)

@@ -54,7 +54,6 @@ class Instance:
         self.dispatcher = Dispatcher()
         self.handled: list[TelegramObject] = []
         self.decisions: list[Decision | None] = []
-        self.error: Exception | None = None
         for name in observers:
             if middleware is not None:
                 self.dispatcher.observers[name].middleware(middleware)
@@ -74,8 +73,6 @@ class Instance:
     async def _handle(self, event: TelegramObject, rate_limit: Decision | None, **data: Any) -> str:
         self.handled.append(event)
         self.decisions.append(rate_limit)
-        if self.error is not None:
-            raise self.error
         return HANDLED
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from fakeredis import FakeAsyncRedis, FakeServer
 
 from bot_ratelimit import (
     ConfigError,
-    Limit,
     Limiter,
     MemoryStorage,
     Penalty,
@@ -22,30 +20,20 @@ from bot_ratelimit import (
     RedisStorage,
     Rule,
     Scope,
-    Settings,
     Subject,
 )
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.testing import Clock
-from tests.servers import Server
-from tests.tables import table
 
 from .support import HANDLED, Instance, callback, message, user
-from .updates import bare, limited, listen
-
-Put = Callable[..., RateLimitMiddleware]
+from .updates import bare, limited, listen, used
 
 
-def putting(storage: Storage, **defaults: Any) -> Put:
-    """Makes middlewares over one storage, without notices."""
-
-    def make(rate_limit: Any, key_prefix: str = "bot", **options: Any) -> RateLimitMiddleware:
-        limiter = Limiter(storage, key_prefix=key_prefix, timeout=5)
-        return RateLimitMiddleware(
-            rate_limit, limiter=limiter, on_limited=None, **defaults | options
-        )
-
-    return make
+def make(
+    storage: Storage, rate_limit: Any, key_prefix: str = "bot", **options: Any
+) -> RateLimitMiddleware:
+    limiter = Limiter(storage, key_prefix=key_prefix, timeout=5)
+    return RateLimitMiddleware(rate_limit, limiter=limiter, on_limited=None, **options)
 
 
 def nested(outer: RateLimitMiddleware, inner: RateLimitMiddleware) -> Instance:
@@ -62,10 +50,6 @@ async def press(bot: Instance) -> bool:
     return bool(await bot.feed(callback_query=callback()) == HANDLED)
 
 
-def by_plan(subject: Subject) -> str:
-    return "9/m"
-
-
 @pytest.mark.parametrize("setup", [False, True])
 @pytest.mark.parametrize(
     ("one", "other", "fix"),
@@ -73,20 +57,24 @@ def by_plan(subject: Subject) -> str:
         ("10/minute", "3/minute", r"Rule\('3/minute', name='slow'\)"),
         ("5/m", "5/m bucket", "name="),
         (Rule("5/m", name="a"), Rule("3/s", name="a"), "name="),
-        (Rule(by_plan), Rule(lambda subject: "9/m"), "name="),
+        (Rule(lambda subject: "9/m"), Rule(lambda subject: "9/m"), "name="),
         (["1/s", Penalty("2/m", "1h")], ["1/s", Penalty("2/m", "2h")], "another scope"),
     ],
 )
 async def test_middlewares_with_different_limits_under_one_key_are_an_error(
     one: Any, other: Any, fix: str, setup: bool
 ) -> None:
-    """The error names both limits and the fix, at the start or at every update."""
-    bot, make = listen(bare(), "message", "callback_query"), putting(MemoryStorage())
+    """The error names both limits and the fix, at the start or at every update.
+
+    Two that count in memory are checked as if they shared a server.
+    """
+    bot = listen(bare(), "message", "callback_query")
     for name, limit in (("message", one), ("callback_query", other)):
+        middleware = make(MemoryStorage(), limit)
         if setup:
-            make(limit).setup(bot.dispatcher, exclude=set(bot.dispatcher.observers) - {name})
+            middleware.setup(bot.dispatcher, exclude=set(bot.dispatcher.observers) - {name})
         else:
-            bot.dispatcher.observers[name].middleware(make(limit))
+            bot.dispatcher.observers[name].middleware(middleware)
     error = f"different limits under one key.*{fix}"
     if setup:
         with pytest.raises(ConfigError, match=error):
@@ -96,37 +84,12 @@ async def test_middlewares_with_different_limits_under_one_key_are_an_error(
             await press(bot)
 
 
-async def test_two_clients_of_one_server_share_keys(
-    redis_server: Server, environment: pytest.MonkeyPatch
-) -> None:
-    """Two calls of `from_settings` make two clients of one server, where limits may conflict.
-
-    Before aiogram 3.31 only polled updates name the dispatcher; the router has it too.
-    """
-    bot = listen(bare(), "message")
-
-    async def older(handler: Any, event: Any, data: dict[str, Any]) -> Any:
-        data.pop("dispatcher", None)
-        return await handler(event, data)
-
-    bot.dispatcher.update.outer_middleware(older)
-    for limit in ("9/m", "2/m"):
-        settings = Settings(redis_url=redis_server.url)
-        middleware = RateLimitMiddleware.from_settings(settings, rate_limit=limit, timeout=5)
-        bot.dispatcher.message.middleware(middleware)
-    with pytest.raises(ConfigError, match=r"9/minute per user.*2/minute per user"):
-        await bot.send("hello")
-    await middleware.close()
-
-
 @pytest.mark.parametrize(
     ("outer", "inner", "allowed"),
     [
         ("4/m", "4/m", 4),
-        ("4/m; 9/h", "4/m", 4),
         ("4/m", "4/m; 9/h", 4),
         ("4/m; 9/h", "4/m; 3/d", 3),
-        ("4/m; 2/h", "4/m; 3/d", 2),
         (["4/m", Rule("3/h", Scope.CHAT)], ["4/m", Rule("2/h", Scope.MEMBER)], 2),
     ],
 )
@@ -135,87 +98,61 @@ async def test_middlewares_that_share_a_rule_charge_it_once(
     storage: Storage, outer: Any, inner: Any, allowed: int, penalty: Penalty | None
 ) -> None:
     """What only one of them counts is charged as well."""
-    make = putting(storage)
-    bot = nested(make(outer), make(inner, penalty=penalty))
+    bot = nested(make(storage, outer), make(storage, inner, penalty=penalty))
     assert await bot.send(*"abcde") == [True] * allowed + [False] * (5 - allowed)
     assert [each is not None and each.allowed for each in bot.decisions] == [True] * allowed
 
 
-async def test_a_rule_is_charged_although_one_middleware_exempts_the_user() -> None:
-    make = putting(MemoryStorage())
-    bot = nested(make("4/m", exempt=[42]), make("4/m"))
-    assert await bot.send(*"abcde") == [True] * 4 + [False]
-
-
 async def test_a_penalty_counts_refusals_beside_a_shared_rule(storage: Storage) -> None:
     """A rule that was charged before does not keep the ban from being counted."""
-    make = putting(storage)
-    banning = make("9/m; 1/h", penalty=Penalty("2/m", "1h"))
-    assert await nested(make("9/m"), banning).send(*"abc") == [True, False, False]
+    banning = make(storage, "9/m; 1/h", penalty=Penalty("2/m", "1h"))
+    assert await nested(make(storage, "9/m"), banning).send(*"abc") == [True, False, False]
     assert (await banning.limiter.peek(banning.rules, Subject(user=42, chat=42))).banned
 
 
-async def test_equal_middlewares_charge_once_beside_a_limit_of_a_handler() -> None:
-    """The limit of a handler that skips the message does not let the other middleware charge."""
-    make, bot = putting(MemoryStorage(clock=Clock())), bare()
-    bot.dispatcher.message.outer_middleware(make("4/m"))
-    bot.dispatcher.message.middleware(make("4/m"))
+async def test_equal_middlewares_charge_once_in_every_dispatch() -> None:
+    """Also for a handler that skips and has a limit of its own, and if one exempts the user.
+
+    One of them may belong to another dispatcher too, where no other has the same limit.
+    """
 
     async def skip(event: Message) -> None:
         raise SkipHandler
 
-    bot.dispatcher.message.register(skip, flags={"rate_limit": "9/m"})
-    listen(bot, "message")
-    assert await bot.send(*"abcde") == [True] * 4 + [False]
-
-
-async def test_equal_middlewares_charge_once_beside_another_dispatcher() -> None:
-    """One of them may also belong to a dispatcher where no other has the same limit."""
-    make = putting(MemoryStorage(clock=Clock()))
-    bot, second = listen(bare(), "message"), listen(bare(), "message")
-    first = make("4/m")
-    bot.dispatcher.message.middleware(first)
-    bot.dispatcher.message.middleware(make("4/m"))
-    second.dispatcher.message.middleware(first)
-    sent = [*await bot.send("a"), *await second.send("b"), *await bot.send(*"cde")]
-    assert sent == [True] * 4 + [False]
+    for exempt in ([], [42]):
+        storage, bot, second = MemoryStorage(clock=Clock()), bare(), listen(bare(), "message")
+        first = make(storage, "4/m")
+        bot.dispatcher.message.outer_middleware(first)
+        bot.dispatcher.message.middleware(make(storage, "4/m", exempt=exempt))
+        bot.dispatcher.message.register(skip, flags={"rate_limit": "9/m"})
+        second.dispatcher.message.middleware(first)
+        sent = await listen(bot, "message").send("a")
+        sent += [*await second.send("b"), *await bot.send(*"cde")]
+        assert sent == [True] * 4 + [False]
 
 
 @pytest.mark.parametrize("other", ["prefix", "storage", "per_bot"])
 async def test_rules_without_a_conflict(other: str) -> None:
     """There is no conflict with another prefix, another server, or separate counts per bot."""
     storage, bot = RedisStorage(FakeAsyncRedis(server=FakeServer())), listen(bare(), "message")
-    bot.dispatcher.message.middleware(putting(storage)("5/m"))
-    second = putting(MemoryStorage() if other == "storage" else storage)
+    bot.dispatcher.message.middleware(make(storage, "5/m"))
+    second = MemoryStorage() if other == "storage" else storage
     options = {"prefix": {"key_prefix": "other"}, "per_bot": {"per_bot": True}}.get(other, {})
-    bot.dispatcher.message.middleware(second("3/m", **options))
+    bot.dispatcher.message.middleware(make(second, "3/m", **options))
     assert await bot.send(*"abcd") == [True] * 3 + [False]
-
-
-async def test_without_redis_the_same_limits_conflict_as_with_it() -> None:
-    """Two middlewares that count in memory are checked as if they shared a server."""
-    dispatcher = Dispatcher()
-    for limit, name in (("2/m", "message"), ("3/m", "callback_query")):
-        others = set(dispatcher.observers) - {name}
-        RateLimitMiddleware(limit).setup(dispatcher, exclude=others)
-    with pytest.raises(ConfigError, match=r"one key, '2/minute per user' and '3/minute per user'"):
-        await dispatcher.emit_startup()
 
 
 async def test_which_storages_share_their_keys() -> None:
     """Clients of one address and database use one server; everything else is separate."""
     url = "redis://h:7000/1"
     one = RedisStorage(aioredis.Redis.from_url(url)).key_space
-    assert one == RedisStorage(aioredis.Redis(host="h", port=7000, db=1)).key_space
-    assert one == RedisStorage(aioredis.Redis.from_url(url, password="p")).key_space
+    assert one == RedisStorage(aioredis.Redis(host="h", port=7000, db=1, password="p")).key_space
     for different in ("redis://h:7000/2", "redis://h:7001/1", "redis://g:7000/1", "unix:///h"):
         assert one != RedisStorage(aioredis.Redis.from_url(different)).key_space
-    server = FakeServer()
-    fake = RedisStorage(FakeAsyncRedis(server=server)).key_space
-    assert fake == RedisStorage(FakeAsyncRedis(server=server)).key_space
-    assert fake != RedisStorage(FakeAsyncRedis(server=FakeServer())).key_space
-    memory = MemoryStorage()
-    assert memory.key_space == memory.key_space != MemoryStorage().key_space
+    servers = [FakeServer(), FakeServer()]
+    fakes = [RedisStorage(FakeAsyncRedis(server=each)).key_space for each in servers + servers]
+    assert fakes[0] == fakes[2] != fakes[1]
+    assert MemoryStorage().key_space != MemoryStorage().key_space
 
 
 def drawing(limit: Any, **more: Any) -> dict[str, Any]:
@@ -231,14 +168,22 @@ async def paint(event: CallbackQuery) -> str:
 
 
 @pytest.mark.parametrize("setup", [False, True])
-async def test_one_key_with_two_limits_is_an_error(setup: bool) -> None:
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        ({"limit": "3/day"}, {"limit": "9/hour"}, "(?=.*3/day)(?=.*9/hour)"),
+        ({"concurrent": 1}, {"concurrent": 2}, "(?=.*1 at a time)(?=.*2 at a time)"),
+    ],
+)
+async def test_one_key_with_two_limits_is_an_error(
+    one: dict[str, Any], other: dict[str, Any], told: str, setup: bool
+) -> None:
     """Two flags with one key and different limits are an error that names both handlers."""
-    bot = bare()
-    middleware = putting(MemoryStorage())("9/s")
+    bot, middleware = bare(), make(MemoryStorage(), "9/s")
     child = bot.dispatcher.include_router(Router())
-    bot.dispatcher.message.register(draw, flags=drawing("3/day"))
-    child.callback_query.register(paint, flags=drawing("9/hour"))
-    both = r"(?=.*test_key_conflicts\.draw)(?=.*test_key_conflicts\.paint)(?=.*3/day)(?=.*9/hour)"
+    bot.dispatcher.message.register(draw, flags={"rate_limit": {"key": "ai", **one}})
+    child.callback_query.register(paint, flags={"rate_limit": {"key": "ai", **other}})
+    both = r"(?=.*test_key_conflicts\.draw)(?=.*test_key_conflicts\.paint)" + told
     if setup:
         middleware.setup(bot.dispatcher)
         with pytest.raises(ConfigError, match=both):
@@ -257,54 +202,36 @@ async def test_a_flag_and_a_middleware_with_one_key_are_an_error() -> None:
         await bot.dispatcher.emit_startup()
 
 
-@table(
-    ("one", "other"),
-    [
-        (drawing("3/day"), drawing("3/day", cost=2)),
-        (drawing("3/day"), drawing("3/day", shadow=True)),
-        (drawing("3/day"), drawing("9/hour", scope="chat")),
-        (drawing("3/day; 1/s"), drawing("3/day; 2/s")),
-        (drawing("3/day"), {"rate_limit": "9/hour"}),
-        (drawing("3/day"), {"rate_limit": Rule("3/day", name="ai")}),
-    ],
-)
-async def test_flags_that_may_share_a_key(one: dict[str, Any], other: dict[str, Any]) -> None:
+async def test_flags_that_may_share_a_key() -> None:
     """The same limit, or another scope or name, is not a conflict."""
     dispatcher = Dispatcher()
-    putting(MemoryStorage())("9/s").setup(dispatcher)
-    dispatcher.message.register(draw, flags=one)
-    dispatcher.callback_query.register(paint, flags=other)
+    make(MemoryStorage(), "9/s").setup(dispatcher)
+    for observer, flags in {
+        "message": drawing("3/day; 1/s"),
+        "edited_message": drawing("3/day; 2/s", cost=2),
+        "callback_query": drawing("9/hour", scope="chat"),
+        "inline_query": {"rate_limit": "9/hour"},
+        "poll_answer": {"rate_limit": Rule("3/day", name="ai")},
+    }.items():
+        dispatcher.observers[observer].register(draw, flags=flags)
     await dispatcher.emit_startup()
-
-
-@pytest.mark.parametrize("name", ["draw", "a" * 250])
-async def test_handlers_of_one_name_with_two_limits(name: str) -> None:
-    """A function that is registered twice, and functions with long names, have two counts."""
-    bot = limited("9/s", ())
-    for number, observer in enumerate(("message", "edited_message")):
-
-        async def handler(event: Any) -> str:
-            return HANDLED
-
-        handler.__qualname__ = name if name == "draw" else f"{name}{number}"
-        flag = {"rate_limit": ("1/h; 5/day", "2/h")[number]}
-        bot.dispatcher.observers[observer].register(handler, flags=flag)
-    await bot.dispatcher.emit_startup()
-    assert await bot.send(*"ab") == [True, False]
-    edits = [await bot.feed(edited_message=message(edit_date=1)) for _ in range(3)]
-    assert edits == [HANDLED, HANDLED, None]
 
 
 @pytest.mark.parametrize("per_bot", [False, True])
 async def test_reset_deletes_all_counts_of_a_user(storage: Storage, per_bot: bool) -> None:
-    """`reset` deletes rules' counts, the ban, flags' own counts, and counts per bot."""
-    bot = bare()
-    make = putting(storage, penalty=Penalty("2/m", "1h"), per_bot=per_bot)
-    middleware = make("1/h; 5/day").setup(bot.dispatcher)
+    """These are rules' counts, the ban, flags' own counts, and counts per bot.
+
+    Counts of another user and of all users together stay.
+    """
+    bot, everybody = bare(), Rule("9/h", Scope.GLOBAL)
+    rules, penalty = ["1/h", "5/day", everybody], Penalty("2/m", "1h")
+    middleware = make(storage, rules, penalty=penalty, per_bot=per_bot)
+    middleware.setup(bot.dispatcher)
     listen(bot, "message")
     bot.dispatcher.callback_query.register(paint, flags=drawing("1/h", scope="member"))
     assert [await press(bot) for _ in range(2)] == [True, False]
     assert await bot.send(*"abcd") == [True, False, False, False]
+    assert await bot.send("a", **{"from": user(43)}) == [True]
     private = callback(message=message("menu", chat={"id": 42, "type": "private"}))
     assert await bot.feed(callback_query=private) is None
     who = Subject(user=42, chat=42, bot=bot.bot.id)
@@ -312,27 +239,17 @@ async def test_reset_deletes_all_counts_of_a_user(storage: Storage, per_bot: boo
     assert not await middleware.reset(who)
     assert await press(bot)
     assert await bot.send(*"ab") == [True, False]
+    assert await bot.send("b", **{"from": user(43)}) == [False]
+    for wrong in ("42", None, True):
+        with pytest.raises(ConfigError, match=r"reset: .* is not a user: pass an id"):
+            await middleware.reset(wrong)  # type: ignore[arg-type] # a mistake
     if per_bot:
         with pytest.raises(ConfigError, match="name the bot"):
             await middleware.reset(42)
     else:
+        assert await used(middleware.limiter, everybody) == 3
         assert await middleware.reset(42)
         assert await bot.send("hello") == [True]
-
-
-async def test_reset_keeps_other_counts(limiter: Limiter) -> None:
-    """Counts of another user and of all users together stay."""
-    everybody = Rule("3/h", Scope.GLOBAL)
-    bot = bare()
-    middleware = RateLimitMiddleware([Rule("1/h"), everybody], limiter=limiter)
-    middleware.setup(bot.dispatcher)
-    listen(bot, "message")
-    assert await bot.send("a") == [True]
-    assert await bot.send("b", **{"from": user(43)}) == [True]
-    assert await middleware.reset(42)
-    assert await bot.send(*"ab") == [True, False]
-    assert (await limiter.peek(everybody, Subject())).remaining == 0
-    assert not (await limiter.peek("1/h", Subject(user=43))).allowed
 
 
 @pytest.mark.parametrize("start", ["startup", "event"])
@@ -349,24 +266,9 @@ async def test_a_registered_class_is_an_error(start: str) -> None:
 @pytest.mark.parametrize("guard", [False, True])
 async def test_data_of_the_bot_does_not_reach_the_handler(flag: Any, guard: bool) -> None:
     """A handler's `rate_limit` is a Decision or None, even if the dispatcher has such a key."""
-    bot = bare()
+    bot = limited("9/h", guard=guard, flag=flag)
     bot.dispatcher["rate_limit"] = "5/m"
-    putting(MemoryStorage())("9/h").setup(bot.dispatcher, guard=guard, exclude="callback_query")
-    listen(bot, "message", flags={"rate_limit": flag})
-    listen(bot, "callback_query")
     await bot.send("a")
     (decision,) = bot.decisions
     assert (decision is None) == (flag is False and not guard)
     assert decision is None or decision.allowed
-    if guard:
-        await press(bot)
-        assert bot.decisions[1:] == [None]
-
-
-async def test_a_wait_of_years() -> None:
-    """A wait of more than 366 days is announced as 366 days."""
-    rule = Rule(Limit.parse("1/300d burst 3"), cost=3)
-    bot = Instance(RateLimitMiddleware(rule), ("message", "callback_query"))
-    assert await bot.send(*"ab") == [True, False]
-    await bot.feed(callback_query=callback())
-    assert ["366 d" in each.text for each in bot.session.requests] == [True, True]

@@ -9,10 +9,10 @@ import pytest
 from bot_ratelimit.admin.control import Control
 
 from .test_collect import Calls, collecting, say
-from .updates import STORAGES, Fleet
+from .updates import Fleet
 
 
-@pytest.mark.parametrize("fleet", STORAGES[1:], indirect=True)
+@pytest.mark.parametrize("fleet", ["redis"], indirect=True)
 async def test_no_message_is_lost_when_redis_loses_its_data(fleet: Fleet) -> None:
     """Each instance then handles its own messages, together with the user's later ones."""
     assert fleet.client is not None

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any, Final
 
-import pytest
 import redis.asyncio as aioredis
 from aiogram.types import Update
-from fakeredis import FakeAsyncRedis, FakeServer
 
-from bot_ratelimit import Limiter, MemoryStorage, RateLimitMiddleware, RedisStorage, Rule, Subject
+from bot_ratelimit import Limiter, MemoryStorage, RateLimitMiddleware, Rule, Subject
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.testing import Clock
 
@@ -122,21 +119,9 @@ UPDATES: Final[dict[str, Event]] = {
     "stopped_message_generation": {"chat": chat(42), "draft_id": 1},
 }
 
-# Types of updates that the oldest supported aiogram lacks, and the version that added them.
-SINCE: Final = {
-    "managed_bot": "3.27",
-    "guest_message": "3.28",
-    "subscription": "3.30",
-    "stopped_message_generation": "3.31",
-}
-MISSING: Final = set(SINCE) - set(Update.model_fields)
-
-
-def needs(name: str) -> list[pytest.MarkDecorator]:
-    """Skip a test with a message if the installed aiogram lacks what it needs."""
-    if name not in MISSING:
-        return []
-    return [pytest.mark.skip(reason=f"{name} needs aiogram {SINCE[name]}")]
+# Types of updates that the oldest supported aiogram lacks; they came with 3.27 to 3.31.
+_NEWER: Final = {"managed_bot", "guest_message", "subscription", "stopped_message_generation"}
+MISSING: Final = _NEWER - set(Update.model_fields)
 
 
 def listen(bot: Instance, *observers: str, flags: dict[str, Any] | None = None) -> Instance:
@@ -163,6 +148,17 @@ def limited(
     return listen(bot, *observers, flags=None if flag is None else {"rate_limit": flag})
 
 
+async def keys_of(client: aioredis.Redis) -> set[str]:
+    return {key.decode().removeprefix("bot:ratelimit:") for key in await client.keys()}
+
+
+async def used(limiter: Limiter, rule: Any, subject: Subject | None = None) -> int:
+    """What the subject, user 42 by default, was charged under the rule."""
+    rule = rule if isinstance(rule, Rule) else Rule(rule)
+    decision = await limiter.peek(rule, subject or Subject(user=42, chat=42))
+    return int(rule.limit.capacity - decision.remaining)
+
+
 class Fleet:
     """Three instances of a bot, each with its own connection to a shared storage."""
 
@@ -171,9 +167,9 @@ class Fleet:
         self.client = client
         """For a look at the keys; None on memory."""
 
-    def limiters(self, **options: Any) -> list[Limiter]:
+    def limiters(self) -> list[Limiter]:
         # The deadline is for a busy machine: what runs out in a test is not time.
-        return [Limiter(storage, timeout=5, **options) for storage in self.storages]
+        return [Limiter(storage, timeout=5) for storage in self.storages]
 
     def start(
         self, *args: Any, observers: Iterable[str] = ("message",), **options: Any
@@ -194,43 +190,13 @@ class Fleet:
         return bots
 
     async def used(self, rule: Any = "1000/h", subject: Subject | None = None) -> int:
-        """What the subject, user 42 by default, was charged under the rule."""
-        rule = rule if isinstance(rule, Rule) else Rule(rule)
-        decision = await self.limiters()[0].peek(rule, subject or Subject(user=42, chat=42))
-        return int(rule.limit.capacity - decision.remaining)
+        return await used(self.limiters()[0], rule, subject)
 
     async def keys(self) -> set[str]:
         assert self.client is not None
-        return {key.decode() async for key in self.client.scan_iter()}
+        return await keys_of(self.client)
 
 
 def bare() -> Instance:
     """An instance without a limit and without handlers, for the test to complete."""
     return Instance(None, ())
-
-
-STORAGES: Final = ("memory", "redis")
-
-
-@asynccontextmanager
-async def fleet_on(kind: str, request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
-    """A fleet on one of `STORAGES`, empty; in `make quick`, Redis is fakeredis."""
-    if kind == "memory":
-        # Three dispatchers in one process, which is how far memory reaches.
-        storage = MemoryStorage(clock=Clock())
-        yield Fleet([storage] * 3, None)
-        return
-    async with AsyncExitStack() as stack:
-        if request.config.getoption("quick"):
-            server = FakeServer()
-            clients: list[aioredis.Redis] = [FakeAsyncRedis(server=server) for _ in range(3)]
-        else:
-            port = request.getfixturevalue("redis_server").port
-            clients = [aioredis.Redis(port=port) for _ in range(3)]
-        for client in clients:
-            await stack.enter_async_context(client)
-        await clients[0].flushall()
-        storages = [RedisStorage(client) for client in clients]
-        for each in storages:
-            stack.push_async_callback(each.close)
-        yield Fleet(list(storages), clients[0])

@@ -1,14 +1,17 @@
-"""What observers are told, and that they disturb nothing."""
+"""What observers are told, and that they disturb nothing; statistics by hour over all instances."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import logging
+from collections import Counter
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
+import time_machine
 
 from bot_ratelimit import (
     Concurrency,
@@ -26,8 +29,10 @@ from bot_ratelimit import (
     Subject,
 )
 from bot_ratelimit.limiter.observer import EVENTS, Observers, observers_of
+from bot_ratelimit.limiter.statistics import HourCount, MinuteCount, Refusals, Statistics
+from bot_ratelimit.storage.tallies import MAX_USERS
 from bot_ratelimit.testing import Clock, FlakyStorage
-from tests.benches import eventually
+from tests.benches import Bench, eventually
 from tests.recorder import Recorder
 from tests.servers import Server
 from tests.tables import table
@@ -36,134 +41,57 @@ ANNA = Subject(user=42, chat=42)
 
 
 async def test_every_hit_is_reported_with_its_time() -> None:
-    """Hits that are allowed, refused or without a rule; but not `peek` and a cost of 0."""
+    """Hits that are allowed, refused or without a rule, not `peek` and a cost of 0; a ban once."""
     recorder = Recorder()
     limiter = Limiter(MemoryStorage(), observer=recorder)
     await limiter.peek("1/10s", ANNA)
     await limiter.hit("1/10s", ANNA, cost=0)
     assert recorder.events == []
-    rules = ["1/10s", "1/10s", Rule("1/s", Scope.TOPIC)]
+    rules: list[Any] = ["1/10s", "1/10s", Rule("1/s", Scope.TOPIC)]
     decisions = [await limiter.hit(rule, ANNA) for rule in rules]
     assert [event[1:3] for event in recorder.events] == [(each, ANNA) for each in decisions]
     assert [each.allowed for each in decisions] == [True, False, True]
     assert decisions[2].source == "none"
     assert all(0 < event[3] < 1 for event in recorder.events)
+    for _ in range(6):
+        await limiter.hit([Rule("1/10s"), Penalty("2/10s", "5m")], ANNA)
+    assert recorder.named("banned") == [("banned", "bot:ratelimit:ban:42", 300.0)]
 
 
-async def test_without_an_observer_decisions_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock is read only for observers."""
+async def test_a_failing_observer_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Wherever its methods come from, decisions and other observers go on; one traceback each."""
 
-    def never() -> float:
-        raise AssertionError("read")
+    class Raising:
+        def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
+            raise RuntimeError("broken")
 
-    monkeypatch.setattr("bot_ratelimit.limiter.limiter.time.perf_counter", never)
-    assert await Limiter(MemoryStorage()).hit("1/s", ANNA)
-    assert await Limiter(MemoryStorage(), observer=Observer()).hit("1/s", ANNA)
-    with pytest.raises(AssertionError, match="read"):
-        await Limiter(MemoryStorage(), observer=Recorder()).hit("1/s", ANNA)
+    class Broken(Raising, Observer):
+        @staticmethod
+        def banned(key: str, seconds: float) -> None:
+            raise RuntimeError("broken")
 
-
-class Broken(Observer):
-    """Raises in every method."""
-
-    def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
-        raise RuntimeError("broken")
-
-    def banned(self, key: str, seconds: float) -> None:
-        raise RuntimeError("broken")
-
-
-async def test_a_failing_observer_is_logged_once(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Decisions and other observers are not affected, and there is one traceback."""
     recorder = Recorder()
     limiter = Limiter(MemoryStorage(), observer=[Broken(), recorder])
     rules = [Rule("1/10s"), Penalty("1/10s", "1m")]
-    allowed = [(await limiter.hit(rules, ANNA)).allowed for _ in range(3)]
-    assert allowed == [True, False, False]
+    assert [(await limiter.hit(rules, ANNA)).allowed for _ in range(3)] == [True, False, False]
     assert len(recorder.named("decided")) == 3
     errors = [r for r in caplog.records if r.levelno == logging.ERROR]
-    assert [(r.getMessage().split(";")[0], r.exc_info is not None) for r in errors] == [
-        ("The observer Broken failed in decided", True),
-        ("The observer Broken failed in banned", True),
+    assert [r.getMessage().split(".Broken ")[1].split(";")[0] for r in errors] == [
+        "failed in decided",
+        "failed in banned",
     ]
-
-
-class Raising:
-    """A class that is mixed into an observer; it knows nothing of observers."""
-
-    def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
-        raise RuntimeError("broken")
-
-
-class Mixed(Raising, Observer):
-    """Has its method from the other class."""
-
-
-class Counting(Observer):
-    """Counts decisions."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
-        self.seconds.append(seconds)
-
-
-class Derived(Counting):
-    """Hands on by name, and has a method without an instance."""
-
-    def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
-        super().decided(decision, subject, seconds=seconds)
-
-    @staticmethod
-    def banned(key: str, seconds: float) -> None:
-        bans.append(key)
-
-
-bans: list[str] = []
-
-
-async def test_methods_are_safe_and_called_wherever_they_come_from(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """A method of a class that is mixed in, a call of the method above, and a static method."""
-    derived = Derived()
-    limiter = Limiter(MemoryStorage(), observer=[Mixed(), derived])
-    rules = [Rule("1/10s"), Penalty("1/10s", "1m")]
-    assert [(await limiter.hit(rules, ANNA)).allowed for _ in range(3)] == [True, False, False]
-    assert len(derived.seconds) == 3
-    assert len(bans) == 1
-    assert [text.split(";")[0] for text in caplog.messages if "observer" in text] == [
-        "The observer Mixed failed in decided"
-    ]
-
-
-async def test_an_observer_given_twice_is_told_once() -> None:
-    """Several observers become one, which contains each of them once."""
-    recorder, other = Recorder(), Recorder()
-    both = observers_of(recorder, [other, recorder], None)
-    assert observers_of(both, other, recorder).each == both.each
-    both.configured(3)
-    assert recorder.events == other.events == [("configured", 3)]
-    assert observers_of(None, []).each == ()
+    assert all(record.exc_info for record in errors)
 
 
 @pytest.mark.parametrize("wrong", [Observer, object(), "log", [LogObserver]])
 def test_a_wrong_observer_is_an_error(wrong: Any) -> None:
-    """The error names what was given and what to pass."""
+    """The error names what was given; an attribute that hides a method is one, too."""
     with pytest.raises(ConfigError, match=r"observer=\w+: expected an Observer; "):
         Limiter(MemoryStorage(), observer=wrong)
-
-
-@pytest.mark.parametrize("attribute", [False, print])
-def test_an_attribute_that_hides_a_method_is_an_error(attribute: Any) -> None:
-    """It would be called in place of the method, and its error would reach who asks for a hit."""
-    observer: Any = Counting()
-    observer.closed = attribute
-    with pytest.raises(ConfigError, match=r"observer=Counting: the attribute 'closed' hides"):
-        Limiter(MemoryStorage(), observer=observer)
+    hiding: Any = Recorder()
+    hiding.closed = print
+    with pytest.raises(ConfigError, match=r"observer=Recorder: the attribute 'closed' hides"):
+        Limiter(MemoryStorage(), observer=hiding)
 
 
 @table("event", sorted(EVENTS))
@@ -176,28 +104,22 @@ def test_every_event_reaches_every_observer(event: str) -> None:
     assert recorder.events == other.events == [(event, *parameters)]
 
 
-async def test_a_ban_is_reported_once() -> None:
-    """The hit that causes the ban reports its key and length; further hits do not."""
-    recorder = Recorder()
-    limiter = Limiter(MemoryStorage(), observer=recorder)
-    rules = [Rule("1/10s"), Penalty("2/10s", "5m")]
-    for _ in range(6):
-        await limiter.hit(rules, ANNA)
-    assert recorder.named("banned") == [("banned", "bot:ratelimit:ban:42", 300.0)]
-
-
 async def test_begin_and_end_of_an_outage_are_reported() -> None:
-    """Failures, open circuit and recovery come in order, with their server."""
+    """Failures, open circuit and recovery come in order; a single failure is no outage."""
     clock, storage, recorder = Clock(), FlakyStorage(), Recorder()
     limiter = Limiter(storage, clock=clock, observer=recorder)
-    storage.fail(StorageError("gone", kind="refused"))
-    for _ in range(5):
+    late, fault = StorageError("late", kind="timeout"), ConfigError("foreign")
+    for error, times in ((late, 1), (fault, 1), (StorageError("gone", kind="refused"), 5)):
+        storage.fail(error)
+        for _ in range(times):
+            await limiter.hit("9/s", ANNA)
+        clock.move(2.5)
+        storage.heal()
         await limiter.hit("9/s", ANNA)
-    clock.move(2.5)
-    storage.heal()
-    await limiter.hit("9/s", ANNA)
     told = [event for event in recorder.events if event[0] != "decided"]
     assert told == [
+        ("storage_failed", "memory", "timeout"),
+        ("storage_failed", "memory", fault.kind),
         *[("storage_failed", "memory", "refused")] * 3,
         ("breaker_changed", "memory", True),
         ("outage_began", "memory", "refused"),
@@ -205,20 +127,7 @@ async def test_begin_and_end_of_an_outage_are_reported() -> None:
         ("outage_ended", "memory", 2.5),
     ]
     sources = [event[1].source for event in recorder.named("decided")]
-    assert sources == ["policy"] * 5 + ["memory"]
-
-
-async def test_a_single_failure_is_not_an_outage() -> None:
-    """A time-out or a fault is reported with its kind; no outage begins or ends."""
-    for error in (StorageError("late", kind="timeout"), ConfigError("foreign")):
-        storage, recorder = FlakyStorage(), Recorder()
-        limiter = Limiter(storage, observer=recorder)
-        storage.fail(error)
-        await limiter.hit("9/s", ANNA)
-        storage.heal()
-        await limiter.hit("9/s", ANNA)
-        told = [event for event in recorder.events if event[0] != "decided"]
-        assert told == [("storage_failed", "memory", error.kind)]
+    assert sources == ["policy", "memory"] * 2 + ["policy"] * 5 + ["memory"]
 
 
 async def test_connections_and_batches_are_reported(own_server: Server) -> None:
@@ -253,124 +162,254 @@ async def test_connections_and_batches_are_reported(own_server: Server) -> None:
 
 
 async def test_two_limiters_on_one_storage_report_a_batch_once(client: aioredis.Redis) -> None:
-    """An observer of both limiters is told once about their shared storage."""
+    """An observer of both limiters is told once about their shared storage, also if given twice."""
     recorder, other, storage = Recorder(), Recorder(), RedisStorage(client)
-    first = Limiter(storage, observer=recorder)
-    Limiter(storage, observer=[recorder, other])
+    first = Limiter(storage, observer=[recorder, recorder])
+    Limiter(storage, observer=observers_of(observers_of(recorder), [other, recorder], None))
     await first.hit("9/s", ANNA)
     await storage.close()
     assert len(recorder.named("batch_answered")) == 1
     assert len(other.named("batch_answered")) == 1
-    assert len(other.named("decided")) == 0
+    assert (len(recorder.named("decided")), len(other.named("decided"))) == (1, 0)
 
 
-async def test_a_wait_is_one_decision() -> None:
-    """However often `acquire` asks, one decision is reported, with its wait."""
+async def test_waits_and_slots_are_reported() -> None:
+    """However often `acquire` asks, one decision is reported, with its wait; a refusal too.
+
+    So are taken and released slots, and the wait for them.
+    """
     recorder = Recorder()
     limiter = Limiter(MemoryStorage(), observer=recorder)
-    await limiter.hit("1/50ms", ANNA)
-    decision = await limiter.acquire("1/50ms", ANNA)
+    rules = ["9/h", Rule("1/50ms", name="ai")]
+    await limiter.hit(rules, ANNA)
+    decision = await limiter.acquire(rules, ANNA)
     assert decision.waited > 0.02
-    told = [(name, values[0].allowed) for name, *values in recorder.named("decided", "waited")]
-    assert told == [("decided", True), ("decided", True), ("waited", True)]
-    assert recorder.named("waited")[0][3] == decision.waited
-    await limiter.close()
-
-
-async def test_slots_in_use_are_reported() -> None:
-    """Taken and released slots are reported, and the wait for them."""
-    recorder = Recorder()
-    limiter = Limiter(MemoryStorage(), observer=recorder)
+    assert recorder.named("waited") == [("waited", decision, ANNA, decision.waited)]
+    rules = ["9/h", Rule("1/h", name="report")]
+    await limiter.hit(rules, ANNA)
+    refused = await limiter.acquire(rules, ANNA, timeout=0.1)
+    assert (refused.source, refused.rule.name) == ("memory", "report")  # not by the policy
+    told = [event[1].allowed for event in recorder.named("decided")]
+    assert told == [True, True, True, False]
     report = Concurrency(1, name="report")
-
-    async def later() -> float:
-        async with limiter.slot(report, ANNA, timeout=5) as slot:
-            assert slot.allowed
-            return slot.waited
-
     async with limiter.slot(report, ANNA) as slot:
         assert (slot.allowed, slot.waited) == (True, 0.0)
-        waiting = asyncio.create_task(later())
+        waiting = asyncio.create_task(limiter.slot(report, ANNA, timeout=5).__aenter__())
         await asyncio.sleep(0)  # on a busy machine it begins to wait only now
         began = asyncio.get_running_loop().time()
         await asyncio.sleep(0.02)
         least = asyncio.get_running_loop().time() - began
-    assert await waiting >= least
-    assert recorder.named("slots_in_use") == [("slots_in_use", "report", n) for n in (1, 0, 1, 0)]
+    assert (await waiting).waited >= least
+    assert recorder.named("slots_in_use") == [("slots_in_use", "report", n) for n in (1, 0, 1)]
     await limiter.close()
 
 
-async def test_a_wait_that_is_too_long_is_refused_by_the_limit() -> None:
-    """The refusal is by the right rule, not by the policy."""
-    recorder = Recorder()
-    limiter = Limiter(MemoryStorage(), observer=recorder)
-    rules = ["9/h", Rule("1/h", name="report")]
-    await limiter.acquire(rules, Subject(42))
-    decision = await limiter.acquire(rules, Subject(42), timeout=0.1)
-    assert (decision.allowed, decision.source, decision.rule.name) == (False, "memory", "report")
-    assert [event[1].source for event in recorder.named("decided")] == ["memory", "memory"]
+async def test_the_log_has_refusals_and_a_summary(caplog: pytest.LogCaptureFixture) -> None:
+    """Each refusal is a line at DEBUG; summaries count by rule, if anything happened, and the last
+    one at the end is not lost."""
+    caplog.set_level(logging.DEBUG, "bot_ratelimit")
+    storage = FlakyStorage(MemoryStorage(clock=Clock()))
+    limiter = Limiter(storage, observer=LogObserver(every=0.05))
+    for rule in ("1/10s", Rule("2/10s", name="ai")):
+        for _ in range(3):
+            await limiter.hit(rule, ANNA)
+    line = "Refused by '1/10s per user' for 10 s: user 42, chat 42 (memory)"
+    assert caplog.messages[:2] == [line] * 2
+    assert {record.levelno for record in caplog.records} == {logging.DEBUG}
+    caplog.set_level(logging.INFO, "bot_ratelimit")
+    caplog.clear()
+    await asyncio.sleep(0.2)
+    assert caplog.messages == ["Last 0.05 s: 3 allowed, 3 refused (user: 2, ai: 1)"]
+    await limiter.close()
+    assert len(caplog.messages) == 1
+    storage.fail()
+    limiter = Limiter(storage, observer=LogObserver())
+    await limiter.hit("1/10s", ANNA)
+    await limiter.close()
+    last, _, counts = caplog.messages[-1].partition(": ")
+    assert counts == "1 allowed, 0 refused; 1 of these without the storage"
+    assert float(last.removeprefix("Last ").removesuffix(" s")) < 30
 
 
-class TestLogObserver:
-    async def test_refusals_are_logged_at_debug(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A refusal is one line with the rule, the wait and the subject."""
-        caplog.set_level(logging.DEBUG, "bot_ratelimit")
-        limiter = Limiter(MemoryStorage(clock=Clock()), observer=LogObserver())
-        await limiter.hit("1/10s", ANNA)
-        await limiter.hit("1/10s", ANNA)
-        assert [r.getMessage() for r in caplog.records] == [
-            "Refused by '1/10s per user' for 10 s: user 42, chat 42 (memory)"
-        ]
-        assert caplog.records[0].levelno == logging.DEBUG
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
-    async def test_a_summary_counts_by_rule(self, caplog: pytest.LogCaptureFixture) -> None:
-        """The summary says how many hits were allowed and refused, and by which rule."""
-        caplog.set_level(logging.INFO, "bot_ratelimit")
-        limiter = Limiter(MemoryStorage(), observer=LogObserver(every=0.02))
-        for rule in ("1/10s", Rule("2/10s", name="ai")):
-            for _ in range(3):
-                await limiter.hit(rule, ANNA)
-        assert caplog.records == []
-        await asyncio.sleep(0.06)
-        assert [r.getMessage() for r in caplog.records] == [
-            "Last 0.02 s: 3 allowed, 3 refused (user: 2, ai: 1)"
-        ]
 
-    def test_another_event_loop_logs_too(self, caplog: pytest.LogCaptureFixture) -> None:
-        """After an `asyncio.run` that ended without `close`, the next one logs its summaries."""
-        caplog.set_level(logging.INFO, "bot_ratelimit")
-        limiter = Limiter(MemoryStorage(), observer=LogObserver(every=0.05))
+def counts(found: tuple[HourCount, ...]) -> dict[tuple[str, str], int]:
+    total: Counter[tuple[str, str]] = Counter()
+    for each in found:
+        total[each.rule, each.outcome] += each.count
+    return dict(total)
 
-        async def second() -> None:
-            await limiter.hit("5/d", Subject(user=42))
-            await asyncio.sleep(0.2)
 
-        asyncio.run(limiter.hit("5/d", Subject(user=42)))
-        asyncio.run(second())
-        assert "2 allowed" in caplog.text
-
-    async def test_an_idle_bot_logs_no_summary(self, caplog: pytest.LogCaptureFixture) -> None:
-        """Without decisions there is no summary."""
-        caplog.set_level(logging.INFO, "bot_ratelimit")
-        observer = LogObserver(every=0.01)
-        limiter = Limiter(MemoryStorage(), observer=observer)
-        await limiter.hit("1/10s", ANNA)
-        await asyncio.sleep(0.06)
-        observer.summarize()
-        assert len(caplog.records) == 1
-
-    async def test_the_last_summary_is_logged_at_the_end(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """Counts are not lost at close; the seconds are real, and the policy's answers named."""
-        caplog.set_level(logging.INFO, "bot_ratelimit")
-        storage = FlakyStorage()
-        limiter = Limiter(storage, observer=LogObserver())
-        storage.fail()
-        await limiter.hit("1/10s", ANNA)
-        caplog.clear()
+async def test_decisions_of_all_instances_are_added_up(bench: Bench) -> None:
+    """By rule and outcome, with the users refused most; `close` writes the rest; keys have TTLs."""
+    clients = [bench.client] * 3 if bench.client is not None else []
+    storages = [RedisStorage(client) for client in clients] or [bench.storage] * 3
+    limiters = [Limiter(storage, statistics=True) for storage in storages]
+    rules = [Rule("2/m"), Penalty("3/m", "1h")]
+    for user, hits in ((1, 2), (2, 4), (3, 7)):
+        for number in range(hits):
+            await limiters[number % 3].hit(rules, Subject(user=user))
+    await limiters[0].hit(Rule("1/d", name="ai"), Subject(user=3))
+    for limiter in limiters[1:]:
         await limiter.close()
-        (summary,) = [record.getMessage() for record in caplog.records]
-        last, _, counts = summary.partition(": ")
-        assert counts == "1 allowed, 0 refused; 1 of these without the storage"
-        assert float(last.removeprefix("Last ").removesuffix(" s")) < 30
+    assert counts(await limiters[0].statistics()) == {
+        ("user", "allowed"): 6,
+        ("user", "refused"): 4,
+        ("ban", "banned"): 3,
+        ("ai", "allowed"): 1,
+    }
+    assert await limiters[0].top_refused(2) == (Refusals(3, 5), Refusals(2, 2))
+    await limiters[0].close()
+    kinds = set()
+    for key, left in (await bench.ttls()).items():
+        if ":stats:" in key:
+            kinds.add(kind := key.rpartition("}")[2])
+            # The current hour, and those that are read.
+            seconds = 3_600 * (2 if kind == ":minutes" else 49)
+            assert seconds - 5 <= left / 1_000 <= seconds
+    assert bench.client is None or kinds == {"", ":refused", ":minutes"}
+
+
+def test_another_event_loop_writes_too(
+    own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After an `asyncio.run` that ended without `close`, the next one writes what both counted.
+
+    LogObserver too.
+    """
+    caplog.set_level(logging.INFO, "bot_ratelimit")
+    storage = RedisStorage(aioredis.Redis(port=own_server.port))
+    statistics = Statistics(storage, "bot", 1.0, every=0.05)
+    limiter = Limiter(storage, observer=[statistics, LogObserver(every=0.05)])
+
+    async def second() -> None:
+        await limiter.hit("1/d", ANNA)
+        await eventually(lambda: not (statistics._hours or statistics._sending))
+        assert counts(await statistics.read(1)) == {("user", "allowed"): 1, ("user", "refused"): 1}
+        await eventually(lambda: "1 allowed, 1 refused" in caplog.text)
+        await storage.close()
+
+    asyncio.run(limiter.hit("1/d", ANNA))
+    asyncio.run(second())
+
+
+async def test_a_write_whose_answer_is_lost_counts_once(client: aioredis.Redis) -> None:
+    """It is sent again under its number, which the server already knows; no hit fails of it."""
+    storage = RedisStorage(client)
+    execute, lost = storage.execute, [True, True]
+
+    async def lose(*values: Any, **named: Any) -> Any:
+        reply = await execute(*values, **named)
+        if lost and lost.pop():  # the server has executed it
+            raise StorageError("no answer", kind="timeout")
+        return reply
+
+    storage.execute = lose  # type: ignore[method-assign]  # a stand-in
+    statistics = Statistics(storage, "bot", 1.0)
+    limiter = Limiter(MemoryStorage(), observer=statistics)
+    await limiter.hit("1/d", ANNA)
+    await limiter.hit("1/d", ANNA)
+    for _ in range(2):
+        with pytest.raises(StorageError):
+            await statistics.flush()
+    await limiter.hit("1/d", ANNA)
+    assert counts(await statistics.read(1)) == {("user", "allowed"): 1, ("user", "refused"): 2}
+    assert await statistics.top_refused(10, 1) == (Refusals(42, 2),)
+    await storage.close()
+
+
+async def test_an_outage_is_bridged_and_what_it_costs_is_logged(
+    own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Decisions of an outage are written when Redis is back; at the end the log counts the rest."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        limiter = Limiter(RedisStorage(client), statistics=True)
+        await limiter.hit("9/d", ANNA)
+        own_server.kill()
+        for _ in range(5):
+            assert await limiter.hit("9/d", ANNA)
+        with pytest.raises(StorageError):
+            await limiter.statistics()
+        own_server.start()
+
+        async def is_back() -> bool:
+            return (await limiter.check()).ok
+
+        await eventually(is_back)
+        assert counts(await limiter.statistics()) == {("user", "allowed"): 6}
+        await limiter.hit("9/d", ANNA)
+        own_server.kill()
+        await limiter.close()
+    assert "The statistics of 1 decisions could not be written: " in caplog.text
+
+
+@pytest.mark.parametrize("bench", ["memory", "redis-server"], indirect=True)
+async def test_only_the_worst_are_kept(bench: Bench) -> None:
+    """Of a flood, the thousand refused most are kept for an hour; others then have no number."""
+    limiter = Limiter(bench.storage, statistics=True)
+    for user in range(MAX_USERS * 3 + 500):
+        if user == MAX_USERS - 1:
+            assert (await limiter.refused(0), await limiter.refused(9_999)) == (3, 0)
+        for _ in range(4 if user < 5 else 2):
+            await limiter.hit("1/d", Subject(user=user))
+    assert await limiter.top_refused(6) == (*(Refusals(i, 3) for i in range(5)), Refusals(5, 1))
+    assert (await limiter.refused(0), await limiter.refused(9_999)) == (3, None)
+    if bench.client is not None:
+        (key,) = await bench.client.keys("bot:ratelimit:stats:*:refused")
+        assert await bench.client.zcard(key) <= MAX_USERS
+    await limiter.close()
+
+
+async def test_statistics_are_off_by_default(client: aioredis.Redis) -> None:
+    """Nothing is written, and reading says how to switch them on; wrong numbers are named."""
+    limiter = Limiter(RedisStorage(client))
+    await limiter.hit("1/s", ANNA)
+    with pytest.raises(ConfigError, match="pass statistics=True"):
+        await limiter.statistics()
+    await limiter.close()
+    assert not await client.keys("bot:ratelimit:stats:*")
+    limiter = Limiter(MemoryStorage(), statistics=True)
+    for hours in (0, 49, True, 1.5, "24"):
+        with pytest.raises(ConfigError, match=r"hours=.*expected a whole number from 1 to 48"):
+            await limiter.statistics(hours)
+    with pytest.raises(ConfigError, match=r"n=0: expected a whole number from 1 to 1000"):
+        await limiter.top_refused(0)
+
+
+@pytest.mark.parametrize("bench", ["memory", "fakeredis"], indirect=True)
+async def test_hours_and_the_last_minutes_are_kept_apart(bench: Bench) -> None:
+    """Decisions and requests have their hour, of the last 60 minutes their minute as well."""
+    before, late = NOON.replace(minute=58), NOON.replace(hour=13)
+    with time_machine.travel(before, tick=False) as traveller:
+        limiter = Limiter(bench.storage, statistics=True)
+        sending = Statistics(bench.storage, "bot", 1.0)
+        for _ in range(2):
+            await limiter.hit("1/d", ANNA)
+        traveller.shift(120)
+        await limiter.hit("1/d", ANNA)
+        sending.request_done("SendMessage", "sent", 0.0)
+        sending.flood_waited("chat", 3.0)
+        await sending.flush()
+        new = (
+            MinuteCount(late, "chat", "429", 1),
+            MinuteCount(late, "user", "refused", 1),
+            MinuteCount(late, "SendMessage", "sent", 1),
+        )
+        old = [MinuteCount(before, "user", outcome, 1) for outcome in ("allowed", "refused")]
+        assert await limiter.last_hour() == (*old, *new)
+        assert await limiter.statistics(2) == (
+            HourCount(NOON, "user", "allowed", 1),
+            HourCount(NOON, "user", "refused", 1),
+            HourCount(late, "user", "refused", 1),
+        )
+        assert counts(await limiter.statistics(1)) == {("user", "refused"): 1}
+        requests = {("SendMessage", "sent"): 1, ("chat", "429"): 1}
+        assert counts(await limiter.requests()) == requests
+        traveller.shift(58 * 60)
+        assert await limiter.last_hour() == new
+        traveller.shift(120)
+        assert await limiter.last_hour() == ()
+        traveller.shift(49 * 3_600)
+        assert await limiter.statistics(48) == ()
+        await limiter.close()

@@ -1,17 +1,20 @@
-"""Several processes that count on one real Redis."""
+"""Processes that count, and that work in slots, on one real Redis."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from itertools import combinations
+from multiprocessing.context import ForkServerProcess
 
 import pytest
 import redis
 
 from bot_ratelimit import Algorithm, Limit
-from tests import worker
+from tests import slot_worker, worker
 from tests.processes import FORKS
 from tests.servers import Server
+from tests.slot_worker import LOG
 from tests.worker import BURST, DECISIONS, USERS, Report, Turns
 
 LIMITS = {"5/60s": 5, "7/60s sliding": 7, "3/60s burst 3": 3}
@@ -134,3 +137,70 @@ def test_waiters_of_three_processes_share_a_budget(server: Server, limit: str) -
     assert sum(len(turns.order) for turns in found) == len(moments) - len(refunds)
     for turns in found:
         assert turns.order == list(range(len(turns.order)))  # no waiter was skipped
+
+
+TASKS = 67  # of each of three processes
+
+
+def start(server: Server, log: Server, count: int) -> list[ForkServerProcess]:
+    started = [
+        FORKS.Process(target=slot_worker.run, args=(server.port, log.port, TASKS))
+        for _ in range(count)
+    ]
+    for process in started:
+        process.start()
+    return started
+
+
+def until(log: redis.Redis, entries: int) -> None:
+    """Wait until this much work is done."""
+    deadline = time.monotonic() + 30
+    while log.llen(LOG) < entries:
+        assert time.monotonic() < deadline, "nothing goes on"
+        time.sleep(0.005)
+
+
+def most_at_once(events: list[str]) -> int:
+    """The largest number of tasks that worked at the same time."""
+    working: set[str] = set()
+    most = 0
+    for event in events:
+        what, _, who = event.partition(" ")
+        if what == "begin":
+            working.add(who)
+        elif what == "end":
+            working.discard(who)
+        else:
+            working = {each for each in working if each.split()[0] != who}
+        most = max(most, len(working))
+    return most
+
+
+@pytest.mark.parametrize("kind", ["own_server", "lasting_server"])
+def test_never_four_at_once(
+    kind: str, redis_server: Server, request: pytest.FixtureRequest
+) -> None:
+    """200 tasks in three processes with three slots, one of them killed, server restarted, which
+    remembers or forgets. The slots of the killed one are free when their leases end."""
+    server: Server = request.getfixturevalue(kind)
+    with redis.Redis(port=redis_server.port, decode_responses=True) as log:
+        log.flushall()
+        killed, *others = start(server, redis_server, 3)
+        until(log, 60)
+        killed.kill()
+        killed.join(10)
+        log.rpush(LOG, f"killed {killed.pid}")
+        others += start(server, redis_server, 1)
+        until(log, 150)
+        server.kill()
+        time.sleep(0.1)
+        server.start()
+        for process in others:
+            process.join(60)
+            assert process.exitcode == 0
+            process.close()
+        events = log.lrange(LOG, 0, -1)
+    assert sum(event.startswith("end") for event in events) >= 3 * TASKS
+    assert most_at_once(events) == 3
+    with redis.Redis(port=server.port) as client:
+        assert all(client.pttl(key) > 0 for key in client.scan_iter())

@@ -23,13 +23,14 @@ from bot_ratelimit import (
     Subject,
 )
 from bot_ratelimit.limiter import slots as slots_module
-from bot_ratelimit.testing import Clock, FlakyStorage
+from bot_ratelimit.testing import FlakyStorage
 from tests.benches import Bench, eventually
 from tests.servers import Server
 from tests.tables import table
 
 ANNA, BORIS = Subject(user=42, chat=-100), Subject(user=43, chat=-100)
 ONE = Concurrency(1, name="report")
+LIMITER = Limiter(MemoryStorage())
 KEY = "bot:ratelimit:slot:report:42"
 
 
@@ -60,43 +61,34 @@ async def test_one_at_a_time_on_all_instances(
             assert (refused.allowed, refused.remaining) == (False, 0)
             assert 29 < refused.retry_after <= 30
             assert refused.source == each.storage.source
+        assert await taken(limiter, BORIS)  # others have slots of their own
+        assert await taken(limiter, ANNA, Concurrency(1))
+        nobody = await taken(limiter, Subject(chat=-100))
+        assert (nobody.allowed, nobody.source) == (True, "none")
     assert isinstance(slot, Decision)
     assert await taken(other)
-    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
-
-
-async def test_as_many_as_there_are_slots(limiter: Limiter, other: Limiter) -> None:
-    """Of three slots three are granted, a fourth is refused; others have slots of their own."""
     three = Concurrency(3, Scope.CHAT)
     async with limiter.slot(three, ANNA) as a, other.slot(three, BORIS) as b:
         async with limiter.slot(three, ANNA) as c:
             assert [a.remaining, b.remaining, c.remaining] == [2, 1, 0]
             assert not await taken(other, slots=three)
         assert await taken(other, slots=three)
-    async with limiter.slot(ONE, ANNA):
-        assert await taken(limiter, BORIS)
-        assert await taken(limiter, ANNA, Concurrency(1))
-        nobody = await taken(limiter, Subject(chat=-100))
-        assert (nobody.allowed, nobody.source) == (True, "none")
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
 async def test_a_slot_is_free_after_an_exception_and_a_cancellation(limiter: Limiter) -> None:
     """However a block ends, the next one can run."""
+
+    async def work() -> None:
+        async with asyncio.timeout(0.2), limiter.slot(ONE, ANNA):
+            await asyncio.sleep(60)
+
     with pytest.raises(RuntimeError):
         async with limiter.slot(ONE, ANNA):
             raise RuntimeError
     assert await taken(limiter)
-    running = asyncio.Event()
-
-    async def work() -> None:
-        async with limiter.slot(ONE, ANNA):
-            running.set()
-            await asyncio.sleep(60)
-
-    task = asyncio.create_task(work())
-    await running.wait()
-    task.cancel()
-    await asyncio.wait([task])
+    with pytest.raises(TimeoutError):
+        await work()
     await asyncio.sleep(0.02)  # the release is on its way
     assert await taken(limiter)
 
@@ -108,8 +100,7 @@ async def test_a_dead_process_leaves_its_slot_when_the_lease_ends(
     short = Concurrency(1, name="report", lease=1 if not bench.exact else 30)
     context = limiter.slot(short, ANNA)
     slot = await context.__aenter__()
-    held: Any = slot._lease
-    held.renewing.cancel()  # as if the process were gone
+    slot._lease.renewing.cancel()  # type: ignore[union-attr]  # as if the process were gone
     share = 0.8 if bench.exact else 0.2  # of the lease; the rest is there for a busy machine
     await bench.advance(short.lease * share)
     refused = await taken(other, slots=short)
@@ -120,20 +111,12 @@ async def test_a_dead_process_leaves_its_slot_when_the_lease_ends(
     assert await bench.ttls() == {}
 
 
-@pytest.mark.parametrize("bench", ["redis-server"], indirect=True)
-async def test_a_lease_is_renewed_while_the_block_runs(limiter: Limiter, other: Limiter) -> None:
-    """A block that takes longer than its lease keeps its slot."""
-    short = Concurrency(1, name="report", lease=1)
-    async with limiter.slot(short, ANNA) as slot:
-        for _ in range(4):
-            await asyncio.sleep(0.3)
-            assert not await taken(other, slots=short)
-        assert not slot.lost
+async def test_waiters_are_served_in_order(limiter: Limiter, other: Limiter) -> None:
+    """Waiters of a process get slots in order, without those that gave up or were cancelled.
 
-
-async def test_waiters_are_served_in_order(limiter: Limiter) -> None:
-    """Within a process, waiters get slots in order as soon as they are free."""
-    order: list[int] = []
+    A slot that another instance releases is found within a moment.
+    """
+    order, loop = list[int](), asyncio.get_running_loop()
 
     async def work(number: int) -> None:
         async with limiter.slot(ONE, ANNA, timeout=20) as slot:
@@ -141,25 +124,46 @@ async def test_waiters_are_served_in_order(limiter: Limiter) -> None:
             order.append(number)
             await asyncio.sleep(0)
 
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(10):
-            tasks.create_task(work(number))
-    assert order == [*range(10)]
-
-
-async def test_waiting_ends_with_the_timeout(limiter: Limiter) -> None:
-    """A waiter is refused after its time-out, and the next one moves up."""
-    loop = asyncio.get_running_loop()
     async with limiter.slot(ONE, ANNA):
         began = loop.time()
-        async with limiter.slot(ONE, ANNA, timeout=0.12) as refused:
-            assert not refused.allowed
+        assert not await waiter(limiter, 0.12)
         assert 0.1 < loop.time() - began < 2
-        waiting = waiter(limiter, 60)
+        first, *tasks = [asyncio.create_task(work(number)) for number in range(10)]
         await asyncio.sleep(0.02)
         assert not await taken(limiter)  # no place before those who wait
-    slot = await waiting
-    assert slot.allowed
+        first.cancel()
+    await asyncio.gather(*tasks)
+    assert order == [*range(1, 10)]
+    async with limiter.slot(ONE, ANNA):
+        waiting = waiter(other, 20)
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+    async with asyncio.timeout(2):
+        assert await waiting
+
+
+async def test_shutdown_leaves_no_slot_taken(client: aioredis.Redis) -> None:
+    """A release is finished before the limiter is closed; a block may also outlive its limiter."""
+    limiter, other = Limiter(RedisStorage(client), timeout=5), Limiter(RedisStorage(client))
+    begun, ends = asyncio.Event(), asyncio.Event()
+
+    async def block() -> None:
+        async with limiter.slot(ONE, ANNA):
+            begun.set()
+            await ends.wait()
+
+    running = asyncio.create_task(block())
+    await begun.wait()
+    ends.set()
+    await asyncio.sleep(0)  # the block ends, and its release begins
+    await limiter.close()
+    assert await asyncio.gather(running, return_exceptions=True) == [None]
+    assert await taken(other)
+    async with limiter.slot(ONE, ANNA):
+        await limiter.close()
+    assert await taken(other)
+    await limiter.close()
+    await other.close()
 
 
 async def test_closing_refuses_those_who_wait(bench: Bench) -> None:
@@ -175,64 +179,6 @@ async def test_closing_refuses_those_who_wait(bench: Bench) -> None:
         assert [(slot.allowed, slot.source) for slot in slots] == [(False, "policy")] * 3
 
 
-async def test_a_release_is_finished_before_the_limiter_is_closed(client: aioredis.Redis) -> None:
-    """Shutdown leaves no slot taken, and does not cancel a block that has just ended."""
-    limiter, other = Limiter(RedisStorage(client), timeout=5), Limiter(RedisStorage(client))
-    begun, ends = asyncio.Event(), asyncio.Event()
-
-    async def block() -> None:
-        async with limiter.slot(ONE, ANNA):
-            begun.set()
-            await ends.wait()
-
-    running = asyncio.create_task(block())
-    await begun.wait()
-    ends.set()
-    await asyncio.sleep(0)  # the block ends, and its release begins
-    assert limiter._slots is not None
-    assert limiter._slots._releases
-    await limiter.close()
-    assert await asyncio.gather(running, return_exceptions=True) == [None]
-    assert await taken(other)
-    await other.close()
-
-
-async def test_a_slot_is_released_after_its_limiter_was_closed(client: aioredis.Redis) -> None:
-    """A block may outlive its limiter: its slot becomes free."""
-    limiter, other = Limiter(RedisStorage(client), timeout=5), Limiter(RedisStorage(client))
-    async with limiter.slot(ONE, ANNA):
-        await limiter.close()
-    assert await taken(other)
-    await limiter.close()
-    await other.close()
-
-
-async def test_a_cancelled_waiter_delays_nobody(limiter: Limiter) -> None:
-    """A cancelled waiter takes no slot, and the next one gets it."""
-    async with limiter.slot(ONE, ANNA):
-        first = waiter(limiter, 60)
-        await asyncio.sleep(0.02)
-        second = waiter(limiter, 60)
-        await asyncio.sleep(0.02)
-        first.cancel()
-        await asyncio.wait([first])
-    slot = await second
-    assert slot.allowed
-
-
-async def test_a_slot_released_by_another_instance_is_found(
-    limiter: Limiter, other: Limiter
-) -> None:
-    """A slot that is released elsewhere is found within a moment."""
-    async with limiter.slot(ONE, ANNA):
-        waiting = waiter(other, 20)
-        await asyncio.sleep(0.05)
-        assert not waiting.done()
-    async with asyncio.timeout(2):
-        slot = await waiting
-    assert slot.allowed
-
-
 async def test_waiters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A waiter above the bound is refused at once."""
     monkeypatch.setattr(slots_module, "MAX_WAITING", 1)
@@ -241,8 +187,7 @@ async def test_waiters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         waiting = waiter(limiter, 60)
         await asyncio.sleep(0)
         for _ in range(2):
-            async with limiter.slot(ONE, ANNA, timeout=60) as refused:
-                assert not refused.allowed
+            assert not await waiter(limiter, 60)
     assert await waiting
 
 
@@ -250,11 +195,15 @@ async def test_waiters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_server_that_lost_its_data_is_noticed(
     bench: Bench, limiter: Limiter, other: Limiter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The block is told that its slot was lost, and soon has it again."""
+    """A block that takes longer than its lease keeps its slot; if the slot is lost, the block is
+    told, and soon has it again."""
     assert bench.client is not None
-    short = Concurrency(1, name="report", lease=1.2)
-    assert await taken(other, slots=short)
+    short = Concurrency(1, name="report", lease=1)
     async with limiter.slot(short, ANNA) as slot:
+        for _ in range(4):
+            await asyncio.sleep(0.3)
+            assert not await taken(other, slots=short)
+        assert not slot.lost
         await bench.client.delete(KEY)
         async with asyncio.timeout(2):
             await slot.wait_lost()
@@ -264,14 +213,18 @@ async def test_a_server_that_lost_its_data_is_noticed(
     assert sum("A slot was lost" in message for message in caplog.messages) == 1
 
 
-async def test_a_blocked_loop_loses_its_slot() -> None:
-    """If the event loop is blocked for a whole lease, the block sees it at once."""
-    clock = Clock()
-    limiter = Limiter(MemoryStorage(clock=clock))
-    async with limiter.slot(Concurrency(1, lease=1), ANNA) as slot:
-        held: Any = slot._lease
+async def test_a_context_has_one_use_and_a_blocked_loop_loses_its_slot() -> None:
+    """Two blocks with one context would release each other's slot; a Concurrency cannot be hit.
+
+    If the event loop is blocked for a whole lease, the block sees it at once.
+    """
+    with pytest.raises(ConfigError, match=r"1 at a time per user 'report'.* does not count hits"):
+        await LIMITER.hit(ONE, ANNA)
+    async with (context := LIMITER.slot(ONE, ANNA)) as slot:
+        with pytest.raises(ConfigError, match="entered twice"):
+            await context.__aenter__()
         assert not slot.lost
-        held.ends -= 1  # a second of the loop's clock, in which nothing ran
+        slot._lease.ends -= 30  # type: ignore[union-attr]  # seconds of the loop's clock
         assert slot.lost
 
 
@@ -282,28 +235,20 @@ async def test_a_blocked_loop_loses_its_slot() -> None:
 async def test_an_outage_is_answered_by_the_policy(
     on_error: Any, allowed: bool, source: str
 ) -> None:
-    """A slot is granted, refused, or kept by this process, according to `on_error`."""
+    """Also those who wait get a slot, a refusal, or a slot of this process, as `on_error` says."""
     storage = FlakyStorage()
     limiter = Limiter(storage, on_error=on_error)
-    storage.fail()
-    async with limiter.slot(ONE, ANNA) as slot:
-        assert (slot.allowed, slot.source) == (allowed, source)
-        assert (await taken(limiter)).allowed is (on_error == "allow")
-    assert (await taken(limiter)).allowed is allowed
-    await limiter.close()
-
-
-async def test_an_outage_ends_the_waiting() -> None:
-    """Waiters get the answer of the policy when the storage fails, before their time-out."""
-    storage = FlakyStorage()
-    limiter = Limiter(storage, on_error="deny")
     async with limiter.slot(ONE, ANNA):
-        waiting = waiter(limiter, 60)
+        context = limiter.slot(ONE, ANNA, timeout=60)
+        waiting = asyncio.create_task(context.__aenter__())
         await asyncio.sleep(0.01)
         storage.fail()
         async with asyncio.timeout(2):
             slot = await waiting
-        assert (slot.allowed, slot.source) == (False, "policy")
+        assert (slot.allowed, slot.source) == (allowed, source)
+        assert (await taken(limiter)).allowed is (on_error == "allow")
+        await context.__aexit__(None, None, None)
+    assert (await taken(limiter)).allowed is allowed
     await limiter.close()
 
 
@@ -331,24 +276,13 @@ async def test_an_answer_that_never_came_holds_no_slot(own_server: Server) -> No
         (lambda: Concurrency(1, lease="soon"), "lease='soon': expected seconds"),
         (lambda: Concurrency(1, name="a b"), "name='a b'"),
         (lambda: Rule("1/s", name="slot"), "name='slot': this name is reserved"),
-        (lambda: Limiter(MemoryStorage()).slot(ONE, ANNA, timeout=-1), "timeout=-1: expected"),
-        (lambda: Limiter(MemoryStorage()).slot(ONE, ANNA, timeout=math.inf), "timeout=inf: .*None"),
-        (lambda: Limiter(MemoryStorage()).slot(1, ANNA), "concurrency=1: expected"),  # type: ignore[arg-type]  # what people write
-        (lambda: Limiter(MemoryStorage()).slot(ONE, 42), "subject=42: expected a Subject"),  # type: ignore[arg-type]  # what people write
+        (lambda: LIMITER.slot(ONE, ANNA, timeout=-1), "timeout=-1: expected"),
+        (lambda: LIMITER.slot(ONE, ANNA, timeout=math.inf), "timeout=inf: .*None"),
+        (lambda: LIMITER.slot(1, ANNA), "concurrency=1: expected"),  # type: ignore[arg-type]  # what people write
+        (lambda: LIMITER.slot(ONE, 42), "subject=42: expected a Subject"),  # type: ignore[arg-type]  # what people write
     ],
 )
 def test_invalid_arguments_are_named(make: Any, message: str) -> None:
     """An invalid argument is a ConfigError with the value and the fix."""
     with pytest.raises(ConfigError, match=message):
         make()
-
-
-async def test_a_concurrency_and_its_context_have_one_use(limiter: Limiter) -> None:
-    """A Concurrency cannot be hit; two blocks with one context would release each other's slot."""
-    with pytest.raises(ConfigError, match=r"1 at a time per user 'report'.* does not count hits"):
-        await limiter.hit(ONE, ANNA)
-    context = limiter.slot(ONE, ANNA)
-    async with context:
-        with pytest.raises(ConfigError, match="entered twice"):
-            async with context:
-                pass

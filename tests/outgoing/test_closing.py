@@ -11,21 +11,30 @@ from aiogram import Bot, Dispatcher
 from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import TelegramAPIServer
 
-from bot_ratelimit import ConfigError, Limiter, MemoryStorage, NotSentError, OutgoingLimits
+from bot_ratelimit import (
+    ConfigError,
+    Limiter,
+    MemoryStorage,
+    NotSentError,
+    OutgoingLimits,
+    waiting_up_to,
+)
 from bot_ratelimit.testing import FlakyStorage
 from example_bot.demo.botapi import TOKEN, BotApi
 from tests.processes import Forked
 from tests.servers import PATIENCE
 from tests.tables import table
 
-from .virtual import Telegram, now, paced, virtual
+from .virtual import now, paced, virtual
 
 
 @virtual
-async def test_waiting_requests_end_at_the_shutdown() -> None:
-    """100 waiting requests end at once with NotSentError, and none of them is sent."""
-    telegram = Telegram()
-    bot, outgoing = paced(telegram, per_chat="1/s burst 1")
+async def test_waiting_requests_end_at_the_shutdown(caplog: pytest.LogCaptureFixture) -> None:
+    """100 waiting requests end at once with NotSentError; the log says how many, to which chats.
+
+    Later a message that need not wait is sent; after a startup everything works as before.
+    """
+    telegram, bot, outgoing = paced(per_chat="1/s burst 1")
     tasks = [asyncio.create_task(bot.send_message(i % 2, str(i))) for i in range(102)]
     await asyncio.sleep(0.5)
     began = now()
@@ -34,17 +43,12 @@ async def test_waiting_requests_end_at_the_shutdown() -> None:
     assert now() - began < 0.1
     assert [type(each) for each in outcomes[2:]] == [NotSentError] * 100
     assert len(telegram.left) == 2
-
-
-@virtual
-async def test_unsent_requests_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """The log says how many requests were not sent, and to which chats."""
-    bot, outgoing = paced(Telegram(), per_chat="1/s burst 1")
-    tasks = [asyncio.create_task(bot.send_message(7, str(i))) for i in range(8)]
-    await asyncio.sleep(0.5)
-    await outgoing.close()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    assert "7 requests were not sent: sendMessage to chat 7 (7)" in caplog.text
+    assert "100 requests were not sent: sendMessage to chat 0 (50), " in caplog.text
+    await bot.send_message(7, "farewell")
+    with pytest.raises(NotSentError, match="shutting down"):
+        await bot.send_message(7, "late")
+    await outgoing.open()
+    await asyncio.gather(*(bot.send_message(7, "x") for _ in range(3)))
 
 
 @virtual
@@ -53,8 +57,7 @@ async def test_a_request_that_waits_for_redis_is_not_sent_after_the_shutdown(
 ) -> None:
     """What the log calls unsent does not leave later, when a hanging Redis has timed out."""
     storage = FlakyStorage()
-    telegram = Telegram()
-    bot, outgoing = paced(telegram, limiter=Limiter(storage, timeout=1))
+    telegram, bot, outgoing = paced(limiter=Limiter(storage, timeout=1))
     storage.hang()
     task = asyncio.create_task(bot.send_message(7, "x"))
     await asyncio.sleep(0.1)
@@ -68,8 +71,7 @@ async def test_a_request_that_waits_for_redis_is_not_sent_after_the_shutdown(
 @virtual
 async def test_requests_in_progress_are_awaited() -> None:
     """Closing waits for answers of requests in progress, but no longer than `timeout`."""
-    telegram = Telegram(latency=2.0)
-    bot, outgoing = paced(telegram)
+    telegram, bot, outgoing = paced(latency=2.0)
     task = asyncio.create_task(bot.send_message(7, "x"))
     await asyncio.sleep(0.1)
     await outgoing.close()
@@ -81,49 +83,6 @@ async def test_requests_in_progress_are_awaited() -> None:
     await outgoing.close(timeout=3)
     assert now() - began == pytest.approx(3)
     await task
-
-
-def test_requests_in_progress_are_awaited_in_another_event_loop() -> None:
-    """The shutdown of a second `asyncio.run` waits for answers as the first one did."""
-    telegram = Telegram(latency=2.0)
-    bot, outgoing = paced(telegram, limiter=Limiter(MemoryStorage()))
-
-    @virtual
-    async def run() -> None:
-        task = asyncio.create_task(bot.send_message(7, "x"))
-        await asyncio.sleep(0.1)
-        await outgoing.close()
-        assert (await task).text == "x"
-
-    run()
-    run()
-
-
-def test_broadcasts_wait_in_another_event_loop() -> None:
-    """In a second `asyncio.run`, broadcasts that wait for the budget are sent, too."""
-    telegram = Telegram()
-    bot, outgoing = paced(telegram, limiter=Limiter(MemoryStorage()), broadcast="20/s")
-
-    async def run() -> None:
-        async with outgoing.broadcasting():
-            await asyncio.gather(*(bot.send_message(chat, "x") for chat in range(1, 24)))
-
-    asyncio.run(run())
-    asyncio.run(run())
-    assert len(telegram.log) == 46
-
-
-@virtual
-async def test_after_closing_requests_are_sent_at_once_or_not_at_all() -> None:
-    """A message that need not wait is sent; after a startup everything works as before."""
-    telegram = Telegram()
-    bot, outgoing = paced(telegram, per_chat="1/s burst 1")
-    await outgoing.close()
-    await bot.send_message(7, "farewell")
-    with pytest.raises(NotSentError, match="shutting down"):
-        await bot.send_message(7, "late")
-    await outgoing.open()
-    await asyncio.gather(*(bot.send_message(7, "x") for _ in range(3)))
 
 
 async def test_a_late_request_does_not_open_the_session_again() -> None:
@@ -150,7 +109,7 @@ async def test_a_late_request_does_not_open_the_session_again() -> None:
 async def test_sigterm_ends_a_bot_with_310_waiting() -> None:
     """A polling bot ends within two seconds of SIGTERM, and logs which chats got nothing."""
     async with BotApi() as api:
-        process = await Forked.start("tests.outgoing.stopping", api.url)
+        process = await Forked.start("tests.outgoing.programs", "stop", api.url)
         await api.called("sendMessage", 31, timeout=PATIENCE)
         await api.called("getMe", timeout=PATIENCE)  # polling has begun: it listens to signals
         began = time.monotonic()
@@ -166,29 +125,6 @@ async def test_sigterm_ends_a_bot_with_310_waiting() -> None:
     assert sum(call.method == "sendMessage" for call in api.calls) == 31
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ((Dispatcher(),), "setup needs the Bot, not a Dispatcher"),
-        ((Bot,), "setup needs the Bot, not the class Bot"),
-        ((Bot(TOKEN), "dp"), "setup needs the Dispatcher, not a str"),
-    ],
-)
-def test_wrong_arguments_of_setup_are_named(arguments: Any, told: str) -> None:
-    """`setup(dp)` says what it needs, and what it got."""
-    with pytest.raises(ConfigError, match=told):
-        OutgoingLimits().setup(*arguments)
-
-
-def test_a_bot_has_one_outgoing_limits() -> None:
-    """A second one would count each request twice: `setup` refuses it; the same one is fine."""
-    bot, outgoing = Bot(TOKEN), OutgoingLimits()
-    outgoing.setup(bot)
-    outgoing.setup(bot, Dispatcher())
-    with pytest.raises(ConfigError, match="bot 1234567890 already has OutgoingLimits"):
-        OutgoingLimits().setup(bot)
-
-
 @table(
     ("options", "told"),
     [
@@ -196,6 +132,12 @@ def test_a_bot_has_one_outgoing_limits() -> None:
         ({"limiter": Limiter(MemoryStorage()), "key_prefix": "mine"}, "key_prefix and limiter"),
         ({"drafts": "fast"}, "drafts: 'fast'"),
         ({"per_chat": 0}, "per_chat: .*; to switch limiting off, give None"),
+        ({"per_chat": "fast"}, "per_chat"),
+        *(({"max_wait": value}, "max_wait") for value in (-1, "long", True)),
+        *(({"max_wait": value}, "max_wait") for value in ({"messages": 60}, {"edit": -1})),
+        ({"retries": 1.5}, "retries"),
+        ({"max_waiting": 0}, "max_waiting"),
+        ({"margin": 2}, "margin"),
         ({"in_order": "no"}, "in_order='no': expected True or False"),
         ({"repeat_albums": "no"}, "repeat_albums='no': expected True or False"),
         ({"merge_edits": 0}, "merge_edits=0: expected True or False"),
@@ -205,3 +147,22 @@ def test_wrong_arguments_are_named(options: Any, told: str) -> None:
     """A mistake is one ConfigError that names the argument."""
     with pytest.raises(ConfigError, match=told):
         OutgoingLimits(**options)
+    for value in (-1, "long", True, None):
+        with pytest.raises(ConfigError, match="waiting_up_to"), waiting_up_to(value):
+            pass
+
+
+def test_wrong_arguments_of_setup_are_named() -> None:
+    """`setup(dp)` says what it needs, and what it got; a second one would count twice."""
+    bot, outgoing = Bot(TOKEN), OutgoingLimits()
+    outgoing.setup(bot)
+    outgoing.setup(bot, Dispatcher())  # the same one is fine
+    wrong: list[tuple[OutgoingLimits, tuple[Any, ...], str]] = [
+        (outgoing, (Dispatcher(),), "setup needs the Bot, not a Dispatcher"),
+        (outgoing, (Bot,), "setup needs the Bot, not the class Bot"),
+        (outgoing, (bot, "dp"), "setup needs the Dispatcher, not a str"),
+        (OutgoingLimits(), (bot,), "bot 1234567890 already has OutgoingLimits"),
+    ]
+    for limits, arguments, told in wrong:
+        with pytest.raises(ConfigError, match=told):
+            limits.setup(*arguments)

@@ -9,7 +9,6 @@ from aiogram import methods
 from aiogram.methods import (
     CopyMessages,
     EditMessageText,
-    GetMe,
     SendMediaGroup,
     SendMessage,
     TelegramMethod,
@@ -42,27 +41,19 @@ def test_methods_that_write_into_a_chat_are_listed() -> None:
     assert writing - ELSEWHERE <= set(TRAFFIC)
 
 
-def test_methods_of_paid_broadcasts_count_as_messages() -> None:
-    """Every method with `allow_paid_broadcast` takes a permit."""
-    paid = {n for n in KNOWN if "allow_paid_broadcast" in getattr(methods, n).model_fields}
-    newer = {"SendLivePhoto", "SendRichMessage"}  # which the oldest supported aiogram lacks
-    assert len(paid - newer) >= 19
-    assert newer & KNOWN <= paid
-    assert {TRAFFIC[name].kind for name in paid} == {Kind.MESSAGE}
-
-
 def test_fields_in_the_table_exist() -> None:
-    """The fields of items and messages in the table exist."""
+    """The fields of items and messages in the table exist.
+
+    Every method with `allow_paid_broadcast` takes a permit.
+    """
     for name in KNOWN & set(TRAFFIC):
         traffic, fields = TRAFFIC[name], getattr(methods, name).model_fields
         assert {traffic.items, traffic.message} - {""} <= set(fields), name
         if traffic.kind in (Kind.MESSAGE, Kind.EDIT, Kind.DRAFT, Kind.ACTION):
             assert {"chat_id", "inline_message_id"} & set(fields), name
-
-
-def test_answers_and_getters_never_wait() -> None:
-    """Methods that users wait for, or that send nothing, are not delayed."""
-    assert {kind_of(each) for each in ("AnswerGuestQuery", "GetMe", "SetWebhook")} == {"never"}
+    paid = {n for n in KNOWN if "allow_paid_broadcast" in getattr(methods, n).model_fields}
+    assert len(paid) >= 19  # of the oldest supported aiogram
+    assert {TRAFFIC[name].kind for name in paid} == {Kind.MESSAGE}
 
 
 def test_the_documented_table_is_right() -> None:
@@ -74,29 +65,11 @@ def test_the_documented_table_is_right() -> None:
     assert {n[0].lower() + n[1:] for n in counted} <= named
 
 
-def test_kinds_are_labels() -> None:
-    """Metrics name the kind of a method; an unknown method is a method."""
-    names = ("SendMessage", "EditMessageText", "SendMessageDraft", "BanChatMember", "New")
-    assert [kind_of(n) for n in names] == ["message", "edit", "draft", "method", "method"]
+def test_costs_chats_edits_and_kinds() -> None:
+    """An album costs its items; a chat is its number, or its name in any case.
 
-
-def test_a_subclass_counts_as_its_base_class() -> None:
-    """A subclass of SendMessage is a message; an unknown method is sent at once."""
-
-    class Mine(SendMessage):
-        pass
-
-    class New(TelegramMethod[bool]):
-        __returning__ = bool
-        __api_method__ = "new"
-
-    assert traffic_of(Mine).kind is Kind.MESSAGE
-    assert traffic_of(New).kind is Kind.METHOD
-    assert traffic_of(GetMe).kind is Kind.NEVER
-
-
-def test_costs_chats_and_edits() -> None:
-    """An album costs its items; a chat is its number, or its name in any case."""
+    Metrics name the kind: a subclass has that of its base, and an unknown method is a method.
+    """
     album = SendMediaGroup.model_construct(chat_id=1, media=[1, 2, 3])
     copies = CopyMessages(chat_id="@News", from_chat_id=1, message_ids=[*range(7)])
     assert [traffic_of(type(m)).cost(m) for m in (album, copies)] == [3, 7]
@@ -104,3 +77,11 @@ def test_costs_chats_and_edits() -> None:
     assert chat_of(SendMessage(chat_id=" -100 ", text="x")) == -100
     inline = EditMessageText(inline_message_id="abc", text="x")
     assert (chat_of(inline), edit_of(inline, traffic_of(EditMessageText))) == ("inline:abc", "abc")
+    names = ("SendMessage", "EditMessageText", "SendMessageDraft", "BanChatMember", "New")
+    assert [kind_of(n) for n in names] == ["message", "edit", "draft", "method", "method"]
+    assert {kind_of(each) for each in ("AnswerGuestQuery", "GetMe", "SetWebhook")} == {"never"}
+
+    class Mine(SendMessage):
+        pass
+
+    assert traffic_of(Mine).kind is Kind.MESSAGE

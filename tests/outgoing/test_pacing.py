@@ -1,11 +1,17 @@
-"""Pacing: how fast, in which order, and what waits for what."""
+"""Pacing: how fast, in which order, what waits for what, and what observers are told."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+from aiogram import Bot, Dispatcher
+from aiogram.exceptions import TelegramBadRequest, TelegramRetryAfter
 from aiogram.methods import (
     AnswerCallbackQuery,
     CopyMessages,
@@ -14,22 +20,26 @@ from aiogram.methods import (
     SendMediaGroup,
     SendMessage,
 )
-from aiogram.types import InputMediaPhoto
+from aiogram.types import InputMediaPhoto, Message, Update
 
 from bot_ratelimit import (
-    ConfigError,
     Limiter,
     MemoryStorage,
+    Notices,
     NotSentError,
     OutgoingLimits,
+    RateLimitMiddleware,
     SendQueueFullError,
     Subject,
     without_waiting,
 )
 from example_bot.demo.floods import FloodControl
+from tests.incoming.support import chat as chat_of
+from tests.incoming.support import message
+from tests.incoming.support import user as user_of
 from tests.recorder import Recorder
 
-from .virtual import Telegram, now, paced, virtual
+from .virtual import TOKEN, Telegram, now, paced, too_many, virtual, virtual_limiter
 
 GROUP = -100
 
@@ -40,70 +50,57 @@ def near(times: list[float], expected: list[float]) -> bool:
 
 @virtual
 async def test_a_chat_gets_a_burst_and_then_one_a_second() -> None:
-    """Five messages are sent at once, and each further one a second after the last."""
-    telegram = Telegram()
-    bot, _ = paced(telegram)
+    """Five messages are sent at once, and each further one a second after the last.
+
+    In a group the 21st is sent a minute after the first. With None for every budget nothing waits.
+    """
+    telegram, bot, _ = paced()
     await asyncio.gather(*(bot.send_message(7, str(i)) for i in range(8)))
     assert near(telegram.times(), [0, 0, 0, 0, 0, 1, 2, 3])
     assert telegram.texts() == [str(i) for i in range(8)]
-
-
-@virtual
-async def test_a_group_gets_twenty_a_minute() -> None:
-    """In a group the 21st message is sent a minute after the first."""
-    telegram = Telegram()
-    bot, _ = paced(telegram)
     await asyncio.gather(*(bot.send_message(GROUP, str(i)) for i in range(22)))
-    times = telegram.times()
+    times = telegram.times(GROUP)
     assert times[19] == pytest.approx(15, abs=0.2)
     assert times[20:] == pytest.approx([60, 60], abs=0.2)
-
-
-@virtual
-async def test_a_channel_has_a_budget_under_its_name() -> None:
-    """`@Channel` and `@channel` are the same chat, and another channel is another chat."""
-    telegram = Telegram()
-    bot, _ = paced(telegram, per_chat="1/s burst 1")
-    await asyncio.gather(*(bot.send_message(c, "x") for c in ("@News", "@news", "@other", "7", 7)))
-    assert near(telegram.times("@other"), [0])
-    assert near(sorted(telegram.times("@News") + telegram.times("@news")), [0, 0])
-    assert sorted(round(at - telegram.log[0][0], 1) for at, _ in telegram.log) == [0, 0, 0, 1, 1]
+    _, bot, outgoing = paced(per_chat=None, per_group=None, broadcast=None)
+    began = now()
+    async with outgoing.broadcasting():
+        await asyncio.gather(*(bot.send_message(GROUP, str(i)) for i in range(200)))
+    assert now() - began < 5
 
 
 @virtual
 async def test_a_busy_chat_delays_no_other() -> None:
-    """With 100 messages waiting for one chat, a reply to another is sent at once."""
-    telegram = Telegram()
-    bot, _ = paced(telegram)
+    """With 100 messages waiting for one chat, a hundred users get replies at once: there is no
+    common limit on replies. Answers, getters and deletions in the busy chat do not wait either."""
+    telegram, bot, _ = paced()
     backlog = [asyncio.create_task(bot.send_message(7, str(i))) for i in range(100)]
     await asyncio.sleep(3)
     began = now()
-    await bot.send_message(8, "hello")
-    assert now() - began < 0.05
+    await asyncio.gather(*(bot.send_message(i, "hello") for i in range(8, 108)))
+    await bot(AnswerCallbackQuery(callback_query_id="1"))
+    await bot(GetChat(chat_id=7))
+    await bot(DeleteMessage(chat_id=7, message_id=1))
+    assert now() - began < 0.1
     await asyncio.gather(*backlog)
-    assert telegram.texts(7) == [str(i) for i in range(100)]
-
-
-@virtual
-async def test_replies_have_no_common_limit() -> None:
-    """A hundred users get replies at once: 30 a second is not a limit on replies."""
-    telegram = Telegram()
-    bot, _ = paced(telegram)
-    await asyncio.gather(*(bot.send_message(i, "x") for i in range(1, 101)))
-    assert telegram.times()[-1] < 0.1
+    texts = [text for text in telegram.texts(7) if text.isdigit()]
+    assert texts == [str(i) for i in range(100)]
 
 
 @virtual
 async def test_only_broadcasts_use_the_broadcast_budget() -> None:
-    """Inside `broadcasting()` 25 are sent per second, while replies are sent at once."""
-    telegram = Telegram()
-    bot, outgoing = paced(telegram)
+    """Inside `broadcasting()` 25 are sent per second, while replies are sent at once.
 
-    async def broadcast() -> None:
+    With `allow_paid_broadcast` a thousand users are reached within a second.
+    """
+    telegram, bot, outgoing = paced()
+
+    async def broadcast(*users: int, paid: bool | None = None) -> None:
         async with outgoing.broadcasting():
-            await asyncio.gather(*(bot.send_message(i, "news") for i in range(1, 101)))
+            news = (bot.send_message(i, "news", allow_paid_broadcast=paid) for i in users)
+            await asyncio.gather(*news)
 
-    task = asyncio.create_task(broadcast())
+    task = asyncio.create_task(broadcast(*range(1, 101)))
     await asyncio.sleep(1.5)
     began = now()
     await bot.send_message(90, "reply")
@@ -113,26 +110,73 @@ async def test_only_broadcasts_use_the_broadcast_budget() -> None:
     assert times[-1] == pytest.approx(3, abs=0.2)
     for start in times:
         assert sum(start <= at < start + 0.9 for at in times) <= 26
+    telegram.log.clear()
+    await broadcast(*range(1_001, 2_011), paid=True)
+    assert near(telegram.times()[999:1_001], [0, 1])
 
 
 @virtual
-async def test_paid_broadcasts_have_a_budget_of_a_thousand() -> None:
-    """With `allow_paid_broadcast` a thousand users are reached within a second."""
-    telegram = Telegram()
-    bot, outgoing = paced(telegram)
-    async with outgoing.broadcasting():
-        await asyncio.gather(
-            *(bot.send_message(i, "x", allow_paid_broadcast=True) for i in range(1, 1_011))
-        )
-    assert telegram.times()[999] < 0.1
-    assert telegram.times()[1_000] == pytest.approx(1, abs=0.1)
+async def test_waiting_requests_are_bounded() -> None:
+    """Above `max_waiting` for its chat, or ten times as many in all, a request fails at once; the
+    error says how many wait. A cancelled one takes no permit, and the next is sent instead."""
+    telegram, bot, _ = paced(max_waiting=10)
+    others = [asyncio.create_task(bot.send_message(8, str(i))) for i in range(8)]
+    tasks = [asyncio.create_task(bot.send_message(7, str(i))) for i in range(30)]
+    await asyncio.sleep(0.5)
+    for task in tasks[5:10]:
+        task.cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(each, asyncio.CancelledError) for each in outcomes[5:10]] == [True] * 5
+    full = [each for each in outcomes if isinstance(each, SendQueueFullError)]
+    assert len(full) == 19
+    assert str(full[0]) == (
+        "sendMessage to chat 7 was not sent: 10 requests wait for this chat; send less or raise "
+        "per_chat (max_waiting=10)"
+    )
+    await asyncio.gather(*others)
+    assert near(telegram.times(7), [0, 0, 0, 0, 0, 1])
+    assert telegram.texts(7) == ["0", "1", "2", "3", "4", "10"]
+    _, bot, _ = paced(max_waiting=2, per_chat="1/minute")
+    many = (bot.send_message(i // 3, "x") for i in range(30, 120))
+    outcomes = await asyncio.gather(*many, return_exceptions=True)
+    assert sum(isinstance(each, SendQueueFullError) for each in outcomes) > 10
+
+
+@virtual
+async def test_without_waiting_is_one_try() -> None:
+    """Inside `without_waiting()` a request is sent at once or raises NotSentError, which says what
+    is true; a 429 is raised, and an earlier block without asking Telegram."""
+    telegram, bot, _ = paced(per_chat="1/s burst 1")
+    with without_waiting():
+        await bot.send_message(7, "goes")
+        with pytest.raises(NotSentError, match="sendMessage to chat 7 was not sent"):
+            await bot.send_message(7, "dropped")
+    task = asyncio.create_task(bot.send_message(7, "waits"))
+    await asyncio.sleep(0.1)
+    with without_waiting(), pytest.raises(NotSentError):
+        await bot.send_message(7, "dropped")
+    await task
+    assert telegram.texts() == ["goes", "waits"]
+    calls = (
+        lambda: bot.send_message(8, "x"),
+        lambda: bot.edit_message_text("x", chat_id=9, message_id=1),
+        lambda: bot.ban_chat_member(GROUP, 1),
+    )
+    for call in calls:
+        telegram.left.clear()
+        telegram.errors = [too_many(30)]
+        with without_waiting():
+            with pytest.raises(TelegramRetryAfter):
+                await call()
+            with pytest.raises(NotSentError, match="it would have to wait"):
+                await call()
+        assert len(telegram.left) == 1
 
 
 @virtual
 async def test_a_reply_passes_a_broadcast_to_the_same_chat() -> None:
     """A broadcast that waits lets a reply to the same chat go first."""
-    telegram = Telegram()
-    bot, outgoing = paced(telegram, per_chat="1/s burst 1", broadcast="1/10s")
+    telegram, bot, outgoing = paced(per_chat="1/s burst 1", broadcast="1/10s")
 
     async def broadcast(chat: int) -> None:
         async with outgoing.broadcasting():
@@ -152,144 +196,27 @@ async def test_a_reply_passes_a_broadcast_to_the_same_chat() -> None:
 @virtual
 async def test_an_album_costs_its_items() -> None:
     """Ten photos are sent at once, and the chat then waits for all ten permits."""
-    telegram = Telegram(FloodControl(clock=now))
-    bot, _ = paced(telegram)
+    telegram, bot, _ = paced(Telegram(floods := FloodControl(clock=now)))
     photos = [InputMediaPhoto(media=str(i)) for i in range(10)]
-    await asyncio.gather(
-        bot(SendMediaGroup(chat_id=7, media=photos)), bot.send_message(7, "behind it")
-    )
-    assert telegram.times() == pytest.approx([0, 6], abs=0.2)
-    await asyncio.gather(
-        bot(CopyMessages(chat_id=8, from_chat_id=7, message_ids=[*range(20)])),
-        bot.send_message(8, "behind it"),
-    )
-    assert telegram.times(8) == pytest.approx([0, 16], abs=0.2)
-    assert not telegram.refusals
-
-
-@virtual
-async def test_budgets_can_be_switched_off() -> None:
-    """With None for every budget nothing waits."""
-    telegram = Telegram()
-    bot, outgoing = paced(telegram, per_chat=None, per_group=None, broadcast=None)
-    async with outgoing.broadcasting():
-        await asyncio.gather(*(bot.send_message(GROUP, str(i)) for i in range(200)))
-    assert now() - 1_000 < 5
-
-
-@virtual
-async def test_other_methods_do_not_wait() -> None:
-    """Answers, getters and deletions are sent while their chat is busy."""
-    telegram = Telegram()
-    bot, _ = paced(telegram)
-    tasks = [asyncio.create_task(bot.send_message(7, "x")) for _ in range(20)]
-    await asyncio.sleep(1)
-    began = now()
-    await bot(AnswerCallbackQuery(callback_query_id="1"))
-    await bot(GetChat(chat_id=7))
-    await bot(DeleteMessage(chat_id=7, message_id=1))
-    assert now() - began < 0.1
-    await asyncio.gather(*tasks)
-
-
-@virtual
-async def test_a_chat_queue_is_bounded() -> None:
-    """Above `max_waiting` a request fails at once; the error says how many wait for the chat."""
-    telegram = Telegram()
-    bot, _ = paced(telegram, max_waiting=10)
-    others = [asyncio.create_task(bot.send_message(8, str(i))) for i in range(8)]
-    tasks = [asyncio.create_task(bot.send_message(7, str(i))) for i in range(30)]
-    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    full = [each for each in outcomes if isinstance(each, SendQueueFullError)]
-    assert len(full) == 19
-    assert str(full[0]) == (
-        "sendMessage to chat 7 was not sent: 10 requests wait for this chat; send less or raise "
-        "per_chat (max_waiting=10)"
-    )
-    await asyncio.gather(*others)
-    assert len(telegram.log) == 11 + 8
-
-
-@virtual
-async def test_the_waiting_requests_of_a_process_are_bounded() -> None:
-    """In the whole process ten times `max_waiting` requests may wait."""
-    telegram = Telegram()
-    bot, _ = paced(telegram, max_waiting=2, per_chat="1/minute")
-    tasks = [asyncio.create_task(bot.send_message(i // 3, "x")) for i in range(90)]
-    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    assert sum(isinstance(each, SendQueueFullError) for each in outcomes) > 10
-
-
-@virtual
-async def test_cancelled_waiters_cost_nothing() -> None:
-    """A cancelled request takes no permit, and the next one is sent instead."""
-    telegram = Telegram()
-    bot, _ = paced(telegram, per_chat="1/s burst 1")
-    tasks = [asyncio.create_task(bot.send_message(7, str(i))) for i in range(10)]
-    await asyncio.sleep(0.5)
-    for task in tasks[1:9]:
-        task.cancel()
-    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    assert near(telegram.times(), [0, 1])
-    assert telegram.texts() == ["0", "9"]
-    assert [isinstance(each, asyncio.CancelledError) for each in outcomes[1:9]] == [True] * 8
-
-
-@virtual
-async def test_random_cancellations_do_not_affect_others() -> None:
-    """However callers come and go, no request is stuck, lost or sent twice."""
-    telegram = Telegram(latency=lambda: random.uniform(0.01, 0.4))
-    bot, _ = paced(telegram, per_chat="20/s burst 3")
-    random.seed(5)
-    tasks = []
-    for i in range(400):
-        tasks.append(asyncio.create_task(bot.send_message(i % 3, str(i))))
-        if i % 3 == 0:
-            asyncio.get_running_loop().call_later(random.uniform(0, 20), tasks[-1].cancel)
-        if i % 40 == 0:
-            await asyncio.sleep(0.1)
-    async with asyncio.timeout(500):
-        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    sent = telegram.texts()
-    assert len(sent) == len(set(sent))
-    for i, outcome in enumerate(outcomes):
-        assert isinstance(outcome, asyncio.CancelledError) or str(i) in sent
-    assert telegram.texts(1) == sorted(telegram.texts(1), key=int)
-
-
-@virtual
-async def test_without_waiting_is_one_try() -> None:
-    """Inside `without_waiting()` a request is sent at once or raises NotSentError."""
-    telegram = Telegram()
-    bot, _ = paced(telegram, per_chat="1/s burst 1")
-    with without_waiting():
-        await bot.send_message(7, "goes")
-        with pytest.raises(NotSentError, match="sendMessage to chat 7 was not sent"):
-            await bot.send_message(7, "dropped")
-    task = asyncio.create_task(bot.send_message(7, "waits"))
-    await asyncio.sleep(0.1)
-    with without_waiting(), pytest.raises(NotSentError):
-        await bot.send_message(7, "dropped")
-    await task
-    assert telegram.texts() == ["goes", "waits"]
+    copies = CopyMessages(chat_id=8, from_chat_id=7, message_ids=[*range(20)])
+    for album, seconds in ((SendMediaGroup(chat_id=7, media=photos), 6), (copies, 16)):
+        await asyncio.gather(bot(album), bot.send_message(album.chat_id, "behind it"))
+        assert near(telegram.times(album.chat_id), [0, seconds])
+    assert floods.refused == 0
 
 
 @virtual
 async def test_a_slow_answer_is_overtaken() -> None:
-    """During an upload of a minute, the chat's next message is sent after five seconds."""
-    telegram = Telegram()
-    bot, _ = paced(telegram)
+    """During an upload of a minute, the chat's next message is sent after five seconds.
+
+    With `in_order=False` no request waits for the answer to another.
+    """
+    telegram, bot, _ = paced()
     telegram.latency = lambda: 60.0 if not telegram.left[1:] else 0.02
     await asyncio.gather(bot.send_message(7, "a video"), bot.send_message(7, "a text"))
     assert telegram.texts() == ["a text", "a video"]
     assert telegram.log[0][0] - 1_000 == pytest.approx(5, abs=0.1)
-
-
-@virtual
-async def test_order_is_optional() -> None:
-    """With `in_order=False` no request waits for the answer to another."""
-    telegram = Telegram(latency=2.0)
-    bot, _ = paced(telegram, in_order=False)
+    telegram, bot, _ = paced(latency=2.0, in_order=False)
     await asyncio.gather(*(bot.send_message(7, str(i)) for i in range(5)))
     assert telegram.times()[-1] < 0.1
 
@@ -300,55 +227,160 @@ async def test_a_backlog_is_sent_at_telegrams_limit_without_429(group: bool) -> 
     """At Telegram's limits with varying latencies: no 429, and 95 % of the maximum."""
     random.seed(1)
     floods = FloodControl(clock=now, bulk=1_000_000)  # replies, all of them
-    telegram = Telegram(floods, latency=lambda: random.uniform(0.02, 0.3))
-    bot, _ = paced(telegram, margin=0.02)
+    telegram, bot, _ = paced(
+        Telegram(floods, latency=lambda: random.uniform(0.02, 0.3)), margin=0.02
+    )
     chats, each = range(1, 11), 60
     sign = -1 if group else 1
     await asyncio.gather(
         *(bot.send_message(sign * chat, str(i)) for i in range(each) for chat in chats)
     )
-    assert sum(telegram.refusals.values()) == 0
+    assert floods.refused == 0
     ideal = 135.0 if group else each - 5
     assert telegram.times()[-1] <= ideal / 0.95
-    assert all(texts == [str(i) for i in range(each)] for texts in telegram.by_chat().values())
-
-
-def test_an_invalid_argument_is_named() -> None:
-    """The ConfigError names the argument, its value and the fix."""
-    for name, value in {
-        "per_chat": "fast",
-        "max_wait": -1,
-        "retries": 1.5,
-        "max_waiting": 0,
-        "margin": 2,
-    }.items():
-        with pytest.raises(ConfigError, match=name):
-            OutgoingLimits(**{name: value})  # type: ignore[arg-type] # that is the point
-
-
-@virtual
-async def test_idle_chats_are_forgotten() -> None:
-    """After many chats, only those whose counts still matter are kept."""
-    telegram = Telegram()
-    bot, outgoing = paced(telegram)
-    for start in range(1, 401, 20):
-        await asyncio.gather(*(bot(SendMessage(chat_id=start + i, text="x")) for i in range(20)))
-        await asyncio.sleep(1)
-    assert len(outgoing._queues) < 100
+    for chat in chats:
+        assert telegram.texts(sign * chat) == [str(i) for i in range(each)]
 
 
 @virtual
 async def test_bans_do_not_apply_to_outgoing_requests() -> None:
     """The bot can write to a banned chat, and this is not reported as a decision."""
-    recorder = Recorder()
-    loop = asyncio.get_running_loop()
-    storage = MemoryStorage(clock=loop.time)
-    limiter = Limiter(storage, clock=loop.time, observer=recorder)
+    recorder, clock = Recorder(), asyncio.get_running_loop().time
+    limiter = Limiter(MemoryStorage(clock=clock), clock=clock, observer=recorder)
     await limiter.ban(Subject(chat=7), "1h")
-    telegram = Telegram()
-    bot, _ = paced(telegram, limiter=limiter)
+    telegram, bot, _ = paced(limiter=limiter)
     async with asyncio.timeout(5):
         await bot.send_message(7, "You are not heard here for an hour.")
     assert len(telegram.texts()) == 1
     assert recorder.named("decided") == []
     assert not await limiter.hit("9/m", Subject(user=1, chat=7))
+
+
+def started(bot: Bot, limit: str, answers: bool = True, **options: Any) -> Callable[..., Any]:
+    """A bot with a handler, and how it is fed a message."""
+    dispatcher = Dispatcher()
+    dispatcher.message.middleware(RateLimitMiddleware(limit, limiter=virtual_limiter(), **options))
+
+    @dispatcher.message()
+    async def handle(event: Message) -> None:
+        if answers:
+            await event.answer("answer")
+
+    async def feed(**fields: Any) -> None:
+        content = {"update_id": 1, "message": message("hello", **fields)}
+        update = Update.model_validate(content, context={"bot": bot})
+        await dispatcher.feed_update(bot, update)
+
+    return feed
+
+
+@virtual
+async def test_a_notice_that_would_wait_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    """Without a delay or a log line; the user is notified at a later refusal, once."""
+    caplog.set_level(logging.INFO)
+    telegram = Telegram()
+    feed = started(paced(telegram, per_chat="1/5s burst 1")[1], "1/h")
+    await feed()
+    began = now()
+    await feed()
+    assert now() - began < 0.1
+    assert telegram.texts() == ["answer"]
+    for _ in range(2):
+        await asyncio.sleep(6)
+        await feed()
+    first, told = telegram.texts()
+    assert first == "answer"
+    assert told.startswith("Too many requests")
+    assert "Could not tell a user" not in caplog.text
+
+
+@pytest.mark.parametrize("is_paced", [False, True])
+@virtual
+async def test_a_group_gets_few_notices(is_paced: bool) -> None:
+    """If 20 members of a group send too much, the group gets three notices a minute."""
+    telegram = Telegram()
+    bot = paced(telegram)[1] if is_paced else Bot(TOKEN, telegram)
+    feed = started(bot, "1/h", answers=False, on_limited=Notices(in_groups=True))
+    for notices in (3, 6):
+        for user in [*range(1, 21)] * 2:
+            await feed(**{"from": user_of(user), "chat": chat_of(-100, "group")})
+        assert len(telegram.texts()) == notices
+        await asyncio.sleep(61)
+
+
+@virtual
+async def test_waits_and_waiting_requests_are_reported() -> None:
+    """Observers get the delay of a request and the number of those that wait, without actions and
+    what is in progress."""
+    telegram, recorder = Telegram(), Recorder()
+    _, bot, _ = paced(telegram, observer=recorder, per_chat="1/10s")
+    await asyncio.gather(*(bot.send_message(7, f"{i}") for i in range(3)))
+    waits = [waited for *_, waited in recorder.named("request_done")]
+    assert waits == pytest.approx([0, 10, 20], abs=0.2)
+    assert max(count for _, count in recorder.named("queued")) >= 2
+    assert recorder.named("queued")[-1] == ("queued", 0)
+    recorder.events.clear()
+    telegram.latency = lambda: 9.0
+    actions = [asyncio.create_task(bot.send_chat_action(8, "typing")) for _ in range(5)]
+    await asyncio.sleep(1)
+    upload = asyncio.create_task(bot.send_message(8, "a long upload"))
+    await asyncio.sleep(1)
+    assert recorder.named("queued") == [("queued", 1), ("queued", 0)]
+    await asyncio.gather(upload, *actions)
+    assert {count for _, count in recorder.named("queued")} == {0, 1}
+
+
+@virtual
+async def test_every_429_is_reported() -> None:
+    """Also of a method that is not paced or must not wait, of a dropped chat action, and of a
+    request whose caller gives up during the wait."""
+    telegram, recorder = Telegram(), Recorder()
+    _, bot, _ = paced(telegram, observer=recorder, retries=1)
+    for seconds, call in (
+        ((3, 4), bot.delete_message(7, 1)),
+        ((5,), bot.get_me()),
+        ((6, 7), bot.edit_message_text("in no chat")),
+    ):
+        telegram.errors = [too_many(each) for each in seconds]
+        with pytest.raises(TelegramRetryAfter):
+            await call
+    assert recorder.named("flood_waited") == [
+        ("flood_waited", "method", seconds) for seconds in (3.0, 4.0, 5.0, 6.0, 7.0)
+    ]
+    recorder.events.clear()
+    telegram.errors = [too_many(3)]
+    assert await bot.send_chat_action(7, "typing")
+    telegram.errors = [too_many(8)]
+    sending = asyncio.create_task(bot.send_message(8, "given up"))
+    await asyncio.sleep(5)
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    told = recorder.named("request_done")
+    assert [outcome for _, _, outcome, _ in told] == ["flooded", "flooded"]
+
+
+@virtual
+async def test_each_request_is_reported_and_counted() -> None:
+    """Sent, failed, flooded and unsent requests once each, and each 429 by what it was about; with
+    `statistics=False` nothing is counted."""
+    telegram, recorder = Telegram(), Recorder()
+    limiter = Limiter(MemoryStorage(), statistics=True)
+    options = {"limiter": limiter, "observer": recorder}
+    _, bot, outgoing = paced(telegram, **options, per_chat="1/10s", retries=0)
+    await bot.send_message(7, "sent")
+    with without_waiting(), pytest.raises(NotSentError):
+        await bot.send_message(7, "would have to wait")
+    telegram.errors = [TelegramBadRequest(SendMessage(chat_id=8, text=""), "chat not found")]
+    with pytest.raises(TelegramBadRequest):
+        await bot.send_message(8, "failed")
+    telegram.errors = [too_many(3)]
+    with pytest.raises(TelegramRetryAfter):
+        await bot.send_message(9, "flooded")
+    await bot.get_me()
+    told = [("SendMessage", outcome) for outcome in ("sent", "unsent", "failed", "flooded")]
+    assert [(each[1], each[2]) for each in recorder.named("request_done")] == told
+    assert recorder.named("flood_waited") == [("flood_waited", "chat", 3.0)]
+    await outgoing.close()
+    found = Counter({(each.rule, each.outcome): each.count for each in await limiter.requests()})
+    assert found == Counter([*told, ("chat", "429")])
+    assert not OutgoingLimits(limiter=limiter, statistics=False)._observer.each

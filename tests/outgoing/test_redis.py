@@ -21,8 +21,12 @@ from bot_ratelimit import (
     Settings,
     without_waiting,
 )
+from example_bot.demo.botapi import BotApi
+from example_bot.demo.floods import FloodControl
+from tests.benches import Pauses
 from tests.servers import Server
 
+from .programs import share_backlog
 from .virtual import TOKEN, Telegram, now, too_many
 
 
@@ -39,22 +43,19 @@ def instance(client: Any, telegram: Telegram, **options: Any) -> Bot:
 
 
 async def test_instances_share_a_budget(shared: Any) -> None:
-    """Two instances together send to a chat as fast as one may."""
+    """Two instances together send to a chat as fast as one may.
+
+    `without_waiting` is about the turn of a request, and not about the answer of Redis.
+    """
     telegram, another = Telegram(latency=0.001), Telegram(latency=0.001)
     another.log = telegram.log
     one, two = (instance(shared, each, per_chat="1/50ms burst 2") for each in (telegram, another))
+    with without_waiting():
+        await one.edit_message_text("x", chat_id=8, message_id=1)
+    telegram.log.clear()
     await asyncio.gather(*(bot.send_message(7, "x") for bot in (one, two) for _ in range(4)))
     assert len(telegram.log) == 8
     assert telegram.times()[-1] >= 0.29
-
-
-async def test_an_edit_that_may_not_wait_waits_for_redis(shared: Any) -> None:
-    """`without_waiting` is about the turn of an edit, and not about the answer of Redis."""
-    telegram = Telegram(latency=0.001)
-    bot = instance(shared, telegram)
-    with without_waiting():
-        await bot.edit_message_text("x", chat_id=7, message_id=1)
-    assert telegram.texts() == ["x"]
 
 
 async def test_a_block_is_a_key_with_a_ttl(shared: Any) -> None:
@@ -97,24 +98,6 @@ async def test_pacing_continues_without_redis(
         assert caplog.text.count("this process paces requests by itself") == 1
 
 
-def test_many_chats_in_another_event_loop() -> None:
-    """In a second `asyncio.run`, chats that wait for each other to ask Redis are asked for, too."""
-    telegram = Telegram(latency=0.001)
-    outgoing = OutgoingLimits(FakeAsyncRedis(server=FakeServer()), "test")
-    bot = Bot(TOKEN, telegram)
-    outgoing.setup(bot)
-
-    async def run() -> None:
-        await asyncio.gather(*(bot.send_message(chat, "x") for chat in range(1, 100)))
-        await outgoing.close()
-        await outgoing.limiter.close()
-        await outgoing.open()
-
-    asyncio.run(run())
-    asyncio.run(run())
-    assert len(telegram.log) == 198
-
-
 @pytest.mark.parametrize("turns", [1, 4])
 async def test_two_shutdowns_at_once_and_a_cancelled_one(shared: Any, turns: int) -> None:
     """Closing does not wait for another `close`, and one that is cancelled blocks no request."""
@@ -137,8 +120,11 @@ async def test_two_shutdowns_at_once_and_a_cancelled_one(shared: Any, turns: int
     await outgoing.limiter.close()
 
 
-async def test_from_settings(environment: pytest.MonkeyPatch) -> None:
-    """The environment gives Redis and prefix; only its own client is closed."""
+async def test_from_settings(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The environment gives Redis, prefix and RATE_LIMIT_FILE the budgets; arguments win over them.
+
+    Only its own client is closed.
+    """
     environment.setenv("REDIS_KEY_PREFIX", "mine")
     outgoing = OutgoingLimits.from_settings(per_chat="2/s")
     assert (outgoing.limiter.key_prefix, outgoing.limiter.storage.source) == ("mine", "memory")
@@ -146,18 +132,57 @@ async def test_from_settings(environment: pytest.MonkeyPatch) -> None:
     outgoing = OutgoingLimits.from_settings(Settings(), key_prefix="other")
     assert (outgoing.limiter.key_prefix, outgoing.limiter.storage.source) == ("other", "redis")
     await outgoing.close()
+    (tmp_path / "limits.toml").write_text('[outgoing]\nper_chat = "2/s"\nretries = 7\n')
+    environment.setenv("RATE_LIMIT_FILE", "limits.toml")
     limiter = Limiter(MemoryStorage())
-    assert OutgoingLimits.from_settings(limiter=limiter).limiter is limiter
+    outgoing = OutgoingLimits.from_settings(limiter=limiter)
+    assert (outgoing.limiter, outgoing.retries) == (limiter, 7)
+    assert outgoing.budgets.chat is not None
+    assert outgoing.budgets.chat.capacity == 2
+    assert OutgoingLimits.from_settings(limiter=limiter, retries=1).retries == 1
     with pytest.raises(ConfigError, match="both given"):
         OutgoingLimits(FakeAsyncRedis(), limiter=limiter)
 
 
-async def test_budgets_come_from_the_file(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """RATE_LIMIT_FILE gives the outgoing budgets, and arguments win over it."""
-    (tmp_path / "limits.toml").write_text('[outgoing]\nper_chat = "2/s"\nretries = 7\n')
-    environment.setenv("RATE_LIMIT_FILE", "limits.toml")
-    outgoing = OutgoingLimits.from_settings(limiter=Limiter(MemoryStorage()), retries=1)
-    assert outgoing.retries == 1
-    assert OutgoingLimits.from_settings(limiter=Limiter(MemoryStorage())).retries == 7
-    assert outgoing.budgets.chat is not None
-    assert outgoing.budgets.chat.capacity == 2
+@pytest.mark.slow
+async def test_three_processes_share_a_backlog(own_server: Server) -> None:
+    """All messages arrive over HTTP once and in order, and the waits of 429s are kept."""
+    floods = FloodControl(bulk=1_000_000)
+    async with BotApi(floods) as api:
+        with Pauses() as pauses:
+            options = {"chats": 10, "each": 8}
+            assert await share_backlog(api.url, own_server.url, 3, options) == [0, 0, 0]
+    for chat in range(1, 11):
+        texts = [call.text.split() for call in api.calls if call.chat_id == chat]
+        assert len(texts) == 8
+        for number in range(3):
+            assert [int(i) for who, i in texts if who == str(number)] == [*range(number, 8, 3)]
+    # What arrives after a pause of this machine looks like a flood, in every chat.
+    assert len(api.refused) <= (5 if pauses.longest < 0.1 else 15)
+    assert floods.impatient == 0
+
+
+def test_another_event_loop_is_like_the_first() -> None:
+    """In a second `asyncio.run`, chats that wait for each other to ask Redis are asked for, too;
+    broadcasts wait for their budget, and the shutdown for answers."""
+    telegram = Telegram(latency=0.001)
+    outgoing = OutgoingLimits(FakeAsyncRedis(server=FakeServer()), "test", broadcast="20/s")
+    bot = Bot(TOKEN, telegram)
+    outgoing.setup(bot)
+
+    async def run() -> None:
+        await asyncio.gather(*(bot.send_message(chat, "x") for chat in range(1, 100)))
+        async with outgoing.broadcasting():
+            await asyncio.gather(*(bot.send_message(chat, "x") for chat in range(100, 123)))
+        telegram.latency = lambda: 0.2
+        task = asyncio.create_task(bot.send_message(200, "x"))
+        await asyncio.sleep(0.1)
+        await outgoing.close()
+        assert task.done()
+        telegram.latency = lambda: 0.001
+        await outgoing.limiter.close()
+        await outgoing.open()
+
+    asyncio.run(run())
+    asyncio.run(run())
+    assert len(telegram.log) == 2 * (99 + 23 + 1)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import selectors
-from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from functools import wraps
 from typing import Any, cast
 
@@ -86,8 +85,6 @@ class Telegram(BaseSession):
         """What was sent, taken or not."""
         self.errors: list[Exception | None] = []
         """Raised by the next requests, in turn; None for one that is taken."""
-        self.refusals: Counter[Any] = Counter()
-        self.closed = False
         self._ids = itertools.count(1)
 
     async def make_request(
@@ -116,7 +113,6 @@ class Telegram(BaseSession):
         try:
             self.floods.check(method.__api_method__, params)
         except ApiError as error:
-            self.refusals[getattr(method, "chat_id", None)] += 1
             raise TelegramRetryAfter(method, str(error), error.retry_after or 0) from None
 
     def _result(self, method: TelegramMethod[Any]) -> Any:
@@ -130,36 +126,37 @@ class Telegram(BaseSession):
 
     def texts(self, chat: int | str | None = None) -> list[str]:
         """The texts that arrived, in one chat or in all."""
-        return [
-            str(getattr(method, "text", method.__api_method__))
-            for _, method in self.log
-            if chat is None or getattr(method, "chat_id", None) == chat
-        ]
+        return [str(getattr(m, "text", m.__api_method__)) for _, m in self._arrived(chat)]
 
     def times(self, chat: int | str | None = None) -> list[float]:
         """When they arrived, in seconds since the first."""
-        found = [at for at, m in self.log if chat is None or getattr(m, "chat_id", None) == chat]
-        return [round(at - found[0], 3) for at in found]
+        found = self._arrived(chat)
+        return [round(at - found[0][0], 3) for at, _ in found]
 
-    def by_chat(self) -> dict[Any, list[str]]:
-        found: dict[Any, list[str]] = defaultdict(list)
-        for _, method in self.log:
-            found[getattr(method, "chat_id", None)].append(str(getattr(method, "text", "")))
-        return found
+    def _arrived(self, chat: int | str | None) -> list[tuple[float, TelegramMethod[Any]]]:
+        return [each for each in self.log if chat in (None, getattr(each[1], "chat_id", None))]
 
     async def close(self) -> None:
-        self.closed = True
+        pass
 
     async def stream_content(self, *_: Any, **__: Any) -> AsyncGenerator[bytes, None]:
         yield b""
 
 
-def paced(telegram: Telegram, **options: Any) -> tuple[Bot, OutgoingLimits]:
-    """A bot with limits on a memory storage in virtual time."""
+def paced(
+    telegram: Telegram | None = None,
+    *,
+    errors: Sequence[Exception | None] = (),
+    latency: Callable[[], float] | float = 0.02,
+    **options: Any,
+) -> tuple[Telegram, Bot, OutgoingLimits]:
+    """A bot with limits on a memory storage in virtual time, and the Telegram that it talks to."""
+    telegram = telegram or Telegram(latency=latency)
+    telegram.errors += errors
     limiter = options.pop("limiter", None) or virtual_limiter()
     bot = Bot(TOKEN, telegram)
     outgoing = OutgoingLimits(limiter=limiter, **({"margin": 0} | options))
-    return bot, outgoing.setup(bot)
+    return telegram, bot, outgoing.setup(bot)
 
 
 def virtual_limiter() -> Limiter:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
-
 from bot_ratelimit.rules.duration import RUSSIAN_UNITS, duration, wait_text
 from tests.tables import table
 
 
-@pytest.mark.parametrize(
+@table(
     ("seconds", "text"),
     [(0, "0 s"), (0.25, "0.2 s"), (7.4, "7 s"), (3_600, "1 h"), (273_599, "3 d 3 h")],
 )
 def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
+    """It is cut off below them."""
     assert duration(seconds) == text
 
 

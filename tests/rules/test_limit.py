@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import re
 from contextlib import suppress
 from operator import mul
 from typing import Any
@@ -21,16 +20,6 @@ YEAR = 366 * DAY
 FIXED, SLIDING, BUCKET = Algorithm
 
 
-def short(value: object) -> str:
-    return ascii(value)[:24]
-
-
-def bursts(algorithm: Algorithm) -> st.SearchStrategy[int | None]:
-    if algorithm is BUCKET:
-        return st.none() | st.integers(1, 1_000_000)
-    return st.none()
-
-
 @st.composite
 def limits(draw: st.DrawFn) -> Limit:
     """Any valid limit, with round and odd periods equally likely."""
@@ -38,7 +27,7 @@ def limits(draw: st.DrawFn) -> Limit:
     period_ms = draw(st.integers(1, YEAR * 1_000) | st.builds(mul, st.integers(1, 366), units))
     algorithm = draw(st.sampled_from(Algorithm))
     amount = draw(st.integers(1, 1_000_000))
-    burst = draw(bursts(algorithm))
+    burst = draw(st.none() | st.integers(1, 1_000_000)) if algorithm is BUCKET else None
     assume((burst or 1) * period_ms <= 100 * YEAR * 1_000 * amount)
     if algorithm is BUCKET:
         assume(amount <= period_ms * 1_000)
@@ -98,12 +87,6 @@ def test_is_a_value_whose_text_reads_back(limit: Limit) -> None:
     assert pickle.loads(pickle.dumps(limit)) == limit
 
 
-@table(("period", "kept"), [(0.1 + 0.2, 0.3), (1.0004, 1.0), (1 / 3, 0.333)])
-def test_a_period_is_kept_to_the_millisecond(period: float, kept: float) -> None:
-    """A period has the resolution of a Redis TTL."""
-    assert Limit(1, period).period == kept
-
-
 BAD = [
     *("", "   ", "fast", "5 minutes", "5", "/s", "5/", "5/10", "5//s", "5/10 parsecs"),
     *("5/1.5.5s", "5/-10s", "-5/10s", "5.5/10s", "1e3/s", "5/1e3s", "٥/s"),
@@ -114,47 +97,18 @@ BAD = [
 ]
 
 
-@table("text", BAD)
-def test_a_bad_text_is_explained(text: str) -> None:
-    """The error quotes the text, and gives an example and the units."""
-    with pytest.raises(ConfigError) as error:
-        Limit.parse(text)
-    message = str(error.value)
-    assert message.startswith(f"{text!r}: expected AMOUNT/PERIOD, for example '5/minute'")
-    assert "units are ms, s, m, h, d, w" in message
-
-
-@table(
-    ("text", "hint"),
-    [
-        ("", "remove a ';' without a limit beside it"),
-        ("5/10s, 1/s", "with ';' between several"),
-        ("5/10s | 1/s", "with ';' between several"),
-        ("5/month", "a month needs a time zone, '1000/month in UTC'"),
-    ],
-)
-def test_a_common_mistake_is_named(text: str, hint: str) -> None:
-    """What authors write most often instead of a limit gets its own fix."""
-    with pytest.raises(ConfigError, match=re.escape(hint)):
-        Limit.parse(text)
-
-
-@table("count", [0, -1, 1_000_001, 10**400, 1.0, "5", None, True, math.nan])
-def test_an_amount_is_a_whole_number_in_range(count: Any) -> None:
+@table("value", [0, -1, 1_000_001, 10**400, 1.0, "5", None, True, math.nan])
+def test_an_amount_is_a_whole_number_in_range(value: Any) -> None:
     """Amounts and bursts are 1 to 1,000,000; a bool or a float is an error."""
     with pytest.raises(ConfigError, match=r"^amount="):
-        Limit(count, 1)
-    if count is not None:
+        Limit(value, 1)
+    if value is not None:
         with pytest.raises(ConfigError, match=r"^burst="):
-            Limit(1, 1, BUCKET, burst=count)
+            Limit(1, 1, BUCKET, burst=value)
 
 
 @table(
-    "period",
-    [
-        *(0, -1, 0.0004, YEAR + 0.001, True, "60", None),
-        *(math.nan, math.inf, -math.inf, 1e306, -1e306, 10**400, -(10**400)),
-    ],
+    "period", [0, -1, 0.0004, YEAR + 0.001, True, "60", None, math.nan, math.inf, -1e306, 10**400]
 )
 def test_a_period_is_a_number_of_seconds_in_range(period: Any) -> None:
     """Periods are 1 ms to 366 days; anything else is a ConfigError."""
@@ -165,30 +119,31 @@ def test_a_period_is_a_number_of_seconds_in_range(period: Any) -> None:
 @table(
     ("text", "says"),
     [
+        *((text, "expected AMOUNT/PERIOD, for example '5/minute'") for text in BAD),
+        *((text, "units are ms, s, m, h, d, w") for text in BAD),
         *((f"{amount}/s", f"amount={amount}") for amount in (0, 1_000_001)),
+        ("", "remove a ';' without a limit beside it"),
+        *((text, "with ';' between several") for text in ("5/10s, 1/s", "5/10s | 1/s")),
+        ("5/month", "a month needs a time zone, '1000/month in UTC'"),
         ("0/s", "to switch limiting off, give None"),
         ("5/0s", "period=0.0: expected 0.001 to "),
-        ("5/0s", "to switch limiting off, give None"),
         ("5/0.4ms", "period=0.0004"),
         ("5/367d", "period=31708800.0"),
-        ("5/999999999999999d", "period="),
         ("5/s burst 0", "burst=0: expected a whole number from 1 to "),
         ("5/s burst 1000001", "burst=1000001"),
         ("1001/ms bucket", "at most one token in a microsecond"),
         ("1/366d burst 101", "in at most 100 years"),
-        ("1/d burst 1000000", "in at most 100 years"),
         ("5/day in Europe/Mosow", "did you mean 'Europe/Moscow'?"),
         ("5/day in europe/moscow", "did you mean 'Europe/Moscow'?"),
         ("5/day in ../etc/passwd", "is not a time zone"),
-        ("5/2 days in UTC", "one day, one week or one month"),
         ("5/h in UTC", "one day, one week or one month"),
-        ("5/day sliding in UTC", "only a fixed window ends with the calendar"),
         ("5/day bucket in UTC", "only a fixed window ends with the calendar"),
         ("5/с", "'с' is CYRILLIC SMALL LETTER ES"),
     ],
 )
 def test_a_limit_that_cannot_be_is_explained(text: str, says: str) -> None:
-    """The error quotes the text, and says what is meant or what the range is."""
+    """The error quotes the text, and says what is meant, what the range is, or gives an example and
+    the units."""
     with pytest.raises(ConfigError) as error:
         Limit.parse(text)
     assert str(error.value).startswith(repr(text))
@@ -198,16 +153,14 @@ def test_a_limit_that_cannot_be_is_explained(text: str, says: str) -> None:
 @table(
     ("value", "limit"),
     [
-        (1.0, Limit(1, 1)),
-        (2, Limit(1, 2)),
-        (0.25, Limit(1, 0.25)),
-        ("5/10s", Limit(5, 10)),
+        *((1.0, Limit(1, 1)), (2, Limit(1, 2)), (0.25, Limit(1, 0.25)), ("5/10s", Limit(5, 10))),
+        *((0.1 + 0.2, Limit(1, 0.3)), (1.0004, Limit(1, 1)), (1 / 3, Limit(1, 0.333))),
         ("1000000/s bucket", Limit(1_000_000, 1, BUCKET)),
         ("1/366d burst 100", Limit(1, YEAR, BUCKET, 100)),
     ],
 )
 def test_a_number_is_the_seconds_for_one_event(value: str | float, limit: Limit) -> None:
-    """`rate_limit=1.0` means one event a second."""
+    """`rate_limit=1.0` means one event a second; a period has the resolution of a Redis TTL."""
     assert Limit.of(value) == limit
 
 
@@ -239,17 +192,12 @@ PIECES = [
 ]
 
 
-@given(st.text() | st.lists(st.sampled_from(PIECES)).map("".join))
-@example("5/\udc80")
-@example("5/10s ſliding")
-def test_any_text_is_a_limit_or_a_config_error(text: str) -> None:
-    """Any text gives a Limit or a ConfigError."""
+@given(st.text() | st.lists(st.sampled_from(PIECES)).map("".join), st.floats() | st.integers())
+@example("5/\udc80", 0)
+@example("5/10s ſliding", 0)
+def test_anything_is_a_limit_or_a_config_error(text: str, seconds: float) -> None:
+    """Any text, and any number, gives a Limit or a ConfigError."""
     with suppress(ConfigError):
         assert isinstance(Limit.parse(text), Limit)
-
-
-@given(st.floats() | st.integers())
-def test_any_number_is_a_limit_or_a_config_error(seconds: float) -> None:
-    """Any number gives a Limit or a ConfigError."""
     with suppress(ConfigError):
         assert Limit.of(seconds).amount == 1

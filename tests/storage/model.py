@@ -1,4 +1,4 @@
-"""A plain model of a storage's verdicts, and of the Decision that follows from them."""
+"""A plain model of a storage's verdicts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from math import ceil, floor
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from bot_ratelimit import Algorithm, Decision, Limit, Penalty, Rule
+from bot_ratelimit import Algorithm, Limit, Penalty
 from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.storage.base import Count
 
@@ -248,50 +248,9 @@ class Model:
                 del self.counts[each.key]
         return self.decide(now, [each._replace(cost=1) for each in charges], charge=False)
 
-    def reset(self, now: int, charges: Sequence[Count]) -> bool:
-        found = any(self.count(now, each).reset() > 0 for each in charges)
+    def reset(self, now: int, charges: Sequence[Count]) -> list[bool]:
+        """Forget the counts; return which of them there were."""
+        found = [self.count(now, each).reset() > 0 for each in charges]
         for each in charges:
             self.counts.pop(each.key, None)
         return found
-
-
-def concluded(
-    rules: Sequence[Rule],
-    charges: Sequence[Count],
-    verdicts: Sequence[Verdict],
-    *,
-    look: bool,
-    rule: Rule | None = None,
-) -> Decision:
-    """The Decision that the verdicts amount to: of who refuses longest, or else of the tightest.
-
-    Given a rule, its own, for a server on which time passes between hits: of two equal waits one
-    is then longer.
-    """
-    waits = [
-        (0 if v.remaining else v.reset or v.wait) if c.penalty else v.wait
-        for c, v in zip(charges, verdicts, strict=True)
-    ]
-    every = range(len(rules))
-    real = [i for i in every if not rules[i].shadow]
-    refusing = [i for i in real if waits[i]]
-    charges_all = look and not refusing
-    left = [
-        v.remaining - (c.cost if charges_all and not c.penalty else 0)
-        for c, v in zip(charges, verdicts, strict=True)
-    ]
-    by_wait = {i for i in real or every if waits[i] == max(waits[i] for i in real or every)}
-    ordinary = {i for i in by_wait if not charges[i].penalty} or by_wait
-    chosen = min(sorted(ordinary), key=lambda i: left[i])
-    if rule is not None and waits[chosen]:
-        chosen = next(i for i in every if rules[i] is rule)
-    return Decision(
-        allowed=not refusing,
-        rule=rules[chosen],
-        remaining=verdicts[chosen].remaining,
-        retry_after=waits[chosen] / 1e6 if refusing else 0.0,
-        reset_after=verdicts[chosen].reset / 1e6,
-        source="memory",
-        shadow=tuple(rules[i] for i in every if waits[i] and rules[i].shadow),
-        banned=any(charges[i].penalty for i in refusing),
-    )

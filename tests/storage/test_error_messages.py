@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from ssl import SSLContext
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -18,9 +18,8 @@ import redis.asyncio as aioredis
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.sentinel import Sentinel
 
-from bot_ratelimit import Limiter, Rule, Settings, StorageError, Subject
+from bot_ratelimit import Limiter, RedisStorage, Rule, Settings, StorageError, Subject
 from bot_ratelimit.storage.base import Ask, Storage
-from bot_ratelimit.storage.redis.storage import RedisStorage
 from tests.benches import TIMEOUT, charge
 from tests.certificates import Certificates
 from tests.proxy import Proxy, distant
@@ -29,7 +28,7 @@ from tests.topologies import SERVICE, SentinelServer
 
 CONNECT_TIMEOUT = 1.0
 FAILED = "Redis rate limit check failed: "
-SECRETS = ("wr0ng", "s3cret", "right")
+SECRETS = ("wr0ng", "right")
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +38,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    directory = tmp_path_factory.mktemp("plain")
-    socket = str(directory / "redis.sock")
-    with running("redis-server", directory, "--unixsocket", socket) as server:
+    with running("redis-server", tmp_path_factory.mktemp("plain")) as server:
         yield server
 
 
@@ -54,197 +51,112 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 class Address(NamedTuple):
     """The address, credentials and TLS options of a client."""
 
-    server: Server
-    host: str
     port: int
-    options: dict[str, Any]
+    host: str = "127.0.0.1"
+    options: dict[str, Any] = {}  # noqa: RUF012 - nobody changes it
 
 
-@contextmanager
-def by_class(at: Address) -> Iterator[Storage]:
-    yield RedisStorage(
-        aioredis.Redis(host=at.host, port=at.port, **at.options), connect_timeout=CONNECT_TIMEOUT
-    )
+def by_class(_: ExitStack, at: Address) -> Storage:
+    client = aioredis.Redis(host=at.host, port=at.port, **at.options)
+    return RedisStorage(client, connect_timeout=CONNECT_TIMEOUT)
 
 
-@contextmanager
-def by_url(at: Address) -> Iterator[Storage]:
-    yield RedisStorage(aioredis.Redis.from_url(url_of(at)), connect_timeout=CONNECT_TIMEOUT)
-
-
-@contextmanager
-def by_settings(at: Address) -> Iterator[Storage]:
-    yield Settings(redis_url=url_of(at), rate_limit_connect_timeout=CONNECT_TIMEOUT).storage()
-
-
-@contextmanager
-def by_sentinel(at: Address) -> Iterator[Storage]:
-    """A client whose sentinel names this address; the connection to the primary fails."""
-    with ExitStack() as stack:
-        addresses = [(at.host, at.port)]
-        if not at.host.endswith(".invalid"):
-            directory = Path(stack.enter_context(TemporaryDirectory())) / "sentinel"
-            server = SentinelServer(directory, at.port, down_after=600)
-            stack.callback(server.kill)
-            server.start()
-            addresses = [("127.0.0.1", server.port)]
-        primary = Sentinel(addresses).master_for(SERVICE, **at.options)
-        yield RedisStorage(primary, connect_timeout=CONNECT_TIMEOUT)
-
-
-@contextmanager
-def by_cluster(at: Address) -> Iterator[Storage]:
-    yield RedisStorage(
-        RedisCluster(
-            host=at.host,
-            port=at.port,
-            address_remap=lambda address: (address[0], at.port),
-            **at.options,
-        ),
-        connect_timeout=CONNECT_TIMEOUT,
-    )
-
-
-def url_of(at: Address) -> str:
+def by_settings(_: ExitStack, at: Address) -> Storage:
     options = dict(at.options)
     scheme = "rediss" if options.pop("ssl", False) else "redis"
-    user, password = options.pop("username", ""), options.pop("password", "")
-    credentials = f"{user}:{password}@" if password else ""
+    credentials = f":{options.pop('password')}@" if "password" in options else ""
     query = "&".join(f"{name}={value}" for name, value in options.items())
-    return f"{scheme}://{credentials}{at.host}:{at.port}/0?{query}"
+    url = f"{scheme}://{credentials}{at.host}:{at.port}/0?{query}"
+    return Settings(redis_url=url, rate_limit_connect_timeout=CONNECT_TIMEOUT).storage()
+
+
+def by_sentinel(stack: ExitStack, at: Address) -> Storage:
+    """A client whose sentinel names this address; the connection to the primary fails."""
+    addresses = [(at.host, at.port)]
+    if not at.host.endswith(".invalid"):
+        directory = Path(stack.enter_context(TemporaryDirectory())) / "sentinel"
+        server = SentinelServer(directory, at.port, down_after=600)
+        stack.callback(server.kill)
+        server.start()
+        addresses = [("127.0.0.1", server.port)]
+    primary = Sentinel(addresses).master_for(SERVICE, **at.options)
+    return RedisStorage(primary, connect_timeout=CONNECT_TIMEOUT)
+
+
+def by_cluster(_: ExitStack, at: Address) -> Storage:
+    remap = lambda address: (address[0], at.port)  # noqa: E731 - short
+    client = RedisCluster(host=at.host, port=at.port, address_remap=remap, **at.options)
+    return RedisStorage(client, connect_timeout=CONNECT_TIMEOUT)
 
 
 CLIENTS = {
     "Redis": by_class,
-    "from_url": by_url,
     "Settings": by_settings,
     "Sentinel": by_sentinel,
     "Cluster": by_cluster,
 }
 
 
-Heal = Callable[[], Any]
-Fault = Callable[[ExitStack, Server, Certificates], "tuple[Address, Heal | None, str]"]
-
-
-def admin(server: Server, *command: object) -> Any:
-    with redis.Redis(port=server.port) as client:
-        return client.execute_command(*command)
-
-
-def at(server: Server, port: int = 0, **options: Any) -> Address:
-    return Address(server, "127.0.0.1", port or server.port, options)
-
-
-def wrong_password(stack: ExitStack, server: Server, _: Certificates) -> Any:
-    heal = protect(stack, server, ">wr0ng")
-    return at(server, password="wr0ng"), heal, "check the user name and the password"
-
-
-def no_password(stack: ExitStack, server: Server, _: Certificates) -> Any:
-    return at(server), protect(stack, server, "nopass"), "check the user name and the password"
-
-
-def protect(stack: ExitStack, server: Server, allowed_later: str) -> Heal:
-    """Set a password on the server; one connection stays open to remove it."""
-    client = stack.enter_context(redis.Redis(port=server.port, single_connection_client=True))
-
-    def allow(*what: str) -> None:
-        client.execute_command("ACL SETUSER", "default", *what)
-
-    allow("resetpass", ">right")
-    stack.callback(allow, "nopass")
-    return partial(allow, allowed_later)
-
-
-def wrong_user(stack: ExitStack, server: Server, _: Certificates) -> Any:
-    def heal() -> None:
-        admin(server, "ACL SETUSER", "bob", "on", ">wr0ng", "~*", "+@all")
-
-    stack.callback(admin, server, "ACL DELUSER", "bob")
-    return (
-        at(server, username="bob", password="wr0ng"),
-        heal,
-        "check the user name and the password",
-    )
-
-
-def refused(stack: ExitStack, server: Server, _: Certificates) -> Any:
-    port = free_port()
-
-    def heal() -> None:
-        proxy = Proxy(server.port)
-        proxy.port = port
-        proxy.start()
-        stack.callback(proxy.stop)
-
-    return at(server, port), heal, "Connection refused"
-
-
-def unknown_host(stack: ExitStack, server: Server, _: Certificates) -> Any:
-    return at(server)._replace(host="nowhere.invalid"), None, "unknown host name"
-
-
-def foreign_certificate(stack: ExitStack, server: Server, certificates: Certificates) -> Any:
-    context = certificates.context(foreign=True)
-    port = stack.enter_context(distant(server.port, tls=context)).port
-    address = at(server, port, ssl=True, ssl_ca_certs=certificates.authority)
-    return address, lambda: certificates.use(context), "does not trust .* REDIS_TLS_CA"
-
-
-def client_certificate_missing(stack: ExitStack, server: Server, certificates: Any) -> Any:
-    context = certificates.context(wants_client=True)
-    port = stack.enter_context(distant(server.port, tls=context)).port
-    return at(server, port, ssl=True, ssl_ca_certs=certificates.authority), None, "TLS|ssl"
-
-
-def authority_missing(stack: ExitStack, server: Server, certificates: Certificates) -> Any:
-    port = stack.enter_context(distant(server.port, tls=certificates.context())).port
-    missing = certificates.authority + ".missing"
-    heal = lambda: Path(missing).write_text(Path(certificates.authority).read_text())  # noqa: E731 - short
-    stack.callback(Path(missing).unlink, missing_ok=True)
-    return at(server, port, ssl=True, ssl_ca_certs=missing), heal, "check the paths in REDIS_TLS_CA"
-
-
-def tls_to_plain(stack: ExitStack, server: Server, certificates: Certificates) -> Any:
-    return at(server, ssl=True, ssl_ca_certs=certificates.authority), None, "redis://"
-
-
-def plain_to_tls(stack: ExitStack, server: Server, certificates: Certificates) -> Any:
-    port = stack.enter_context(distant(server.port, tls=certificates.context())).port
-    return at(server, port), None, "use rediss://"
-
-
-def too_many_clients(stack: ExitStack, server: Server, _: Certificates) -> Any:
-    client = stack.enter_context(redis.Redis(port=server.port))
-    client.config_set("maxclients", 1)
-    heal = lambda: client.config_set("maxclients", 1000)  # noqa: E731 - short
-    stack.callback(heal)
-    return at(server), heal, "raise maxclients on the server"
-
-
-FAULTS: list[Fault] = [
-    wrong_password,
-    no_password,
-    wrong_user,
-    refused,
-    unknown_host,
-    foreign_certificate,
-    client_certificate_missing,
-    authority_missing,
-    tls_to_plain,
-    plain_to_tls,
-    too_many_clients,
+Fault = tuple[Address, Callable[[], Any] | None, str]
+"""Where a client connects, what heals the fault, if anything, and what the log says."""
+FAULTS = [
+    *("wrong password", "no password", "refused", "unknown host", "foreign certificate"),
+    *("no certificate", "authority missing", "TLS to plain", "plain to TLS", "too many clients"),
 ]
 
 
-def alone(storage: Storage) -> Limiter:
-    """A limiter whose outages have lines of their own.
+def begin(fault: str, stack: ExitStack, server: Server, certificates: Certificates) -> Fault:
+    admin = stack.enter_context(redis.Redis(port=server.port, single_connection_client=True))
+    trusting = {"ssl": True, "ssl_ca_certs": certificates.authority}
 
-    An outage of a server is one line for the whole process, and limiters of earlier tests, with the
-    same server, may still be there. Limiters with different clocks share nothing.
-    """
-    return Limiter(storage, clock=lambda: time.monotonic())
+    def over_tls(**options: bool) -> tuple[SSLContext, int]:
+        context = certificates.context(**options)
+        return context, stack.enter_context(distant(server.port, tls=context)).port
+
+    match fault:
+        case "wrong password" | "no password":
+            has = {"password": "wr0ng"} if fault == "wrong password" else {}
+            allow = partial(admin.execute_command, "ACL SETUSER", "default")
+            allow("resetpass", ">right")
+            stack.callback(allow, "nopass")
+            heal = partial(allow, ">wr0ng" if has else "nopass")
+            return Address(server.port, options=has), heal, "check the user name and the password"
+        case "refused":
+            proxy = Proxy(server.port)
+            proxy.port = free_port()
+
+            def listen() -> None:
+                proxy.start()
+                stack.callback(proxy.stop)
+
+            return Address(proxy.port), listen, "Connection refused"
+        case "unknown host":
+            return Address(server.port, "nowhere.invalid"), None, "unknown host name"
+        case "foreign certificate":
+            context, port = over_tls(foreign=True)
+            heal = partial(certificates.use, context)
+            return Address(port, options=trusting), heal, "does not trust .* REDIS_TLS_CA"
+        case "no certificate":
+            _, port = over_tls(wants_client=True)
+            return Address(port, options=trusting), None, "TLS|ssl"
+        case "authority missing":
+            authority, file = (
+                Path(certificates.authority),
+                Path(f"{certificates.authority}.missing"),
+            )
+            stack.callback(file.unlink, missing_ok=True)
+            address = Address(over_tls()[1], options=trusting | {"ssl_ca_certs": str(file)})
+            heal = partial(file.write_bytes, authority.read_bytes())
+            return address, heal, "check the paths in REDIS_TLS_CA"
+        case "TLS to plain":
+            return Address(server.port, options=trusting), None, "redis://"
+        case "plain to TLS":
+            return Address(over_tls()[1]), None, "use rediss://"
+        case _:
+            admin.config_set("maxclients", 1)
+            heal = partial(admin.config_set, "maxclients", 1000)
+            stack.callback(heal)
+            return Address(server.port), heal, "raise maxclients on the server"
 
 
 async def until(condition: Callable[[], object], limiter: Limiter, seconds: float = 8) -> None:
@@ -258,7 +170,7 @@ async def until(condition: Callable[[], object], limiter: Limiter, seconds: floa
 @pytest.mark.parametrize("kind", CLIENTS)
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_the_real_reason_is_logged(
-    fault: Fault,
+    fault: str,
     kind: str,
     request: pytest.FixtureRequest,
     certificates: Certificates,
@@ -267,8 +179,8 @@ async def test_the_real_reason_is_logged(
     """The log says once host and port, reason and fix, no secret, and later the recovery."""
     server: Server = request.getfixturevalue("node" if kind == "Cluster" else "plain")
     with ExitStack() as stack:
-        address, heal, told = fault(stack, server, certificates)
-        limiter = alone(stack.enter_context(CLIENTS[kind](address)))
+        address, heal, told = begin(fault, stack, server, certificates)
+        limiter = Limiter(CLIENTS[kind](stack, address))
 
         def lines() -> list[str]:
             return [text for text in caplog.messages if told in text or re.search(told, text)]
@@ -302,7 +214,7 @@ async def test_a_bug_while_connecting_keeps_its_traceback(
         raise AttributeError("no such thing")
 
     monkeypatch.setattr(client.connection_pool.connection_class, step, buggy)
-    limiter = alone(RedisStorage(client))
+    limiter = Limiter(RedisStorage(client))
     await until(lambda: caplog.messages, limiter)
     await until(lambda: True, limiter)
     (record,) = [each for each in caplog.records if "AttributeError: no such thing" in each.message]
@@ -312,35 +224,26 @@ async def test_a_bug_while_connecting_keeps_its_traceback(
     await client.aclose()
 
 
-async def test_a_missing_socket_is_named(
-    tmp_path: Path, plain: Server, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_missing_socket_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The path of a unix socket takes the place of host and port."""
     path = tmp_path / "redis.sock"
-    for storage in (
-        RedisStorage(aioredis.Redis(unix_socket_path=str(path))),
-        RedisStorage(aioredis.Redis.from_url(f"unix://{path}")),
-        Settings(redis_url=f"unix://{path}").storage(),
-    ):
-        caplog.clear()
-        limiter = alone(storage)
-        await until(lambda: caplog.messages, limiter)
-        (line,) = caplog.messages
-        assert f"{path}" in line
-        assert "No such file or directory" in line
-        assert "the path of its socket" in line
-        await limiter.close()
+    limiter = Limiter(Settings(redis_url=f"unix://{path}").storage())
+    await until(lambda: caplog.messages, limiter)
+    (line,) = caplog.messages
+    for part in (f"{path}", "No such file or directory", "the path of its socket"):
+        assert part in line
+    await limiter.close()
 
 
 async def test_errors_of_an_outage_do_not_grow() -> None:
     """A million updates during an outage use no memory, because their error does not grow."""
     storage = RedisStorage(aioredis.Redis(port=free_port()))
-    limits = []
+    lengths = []
     for _ in range(100):
         with pytest.raises(StorageError) as raised:
             await storage.ask(Ask([charge("9/m")]), timeout=TIMEOUT)
-        limits.append(len(raised.traceback))
-    assert max(limits) == limits[1]
+        lengths.append(len(raised.traceback))
+    assert max(lengths) == lengths[1]
     await storage.close()
 
 

@@ -35,17 +35,20 @@ def strangers(memory: MemoryStorage, count: int = 10 * SIZE) -> None:
         assert hit(memory, charge("2/h", f"stranger:{i}"))
 
 
-@pytest.mark.parametrize("algorithm", ["", " sliding", " bucket"])
-def test_new_users_do_not_evict_a_refused_user(memory: MemoryStorage, algorithm: str) -> None:
-    """With ten times more new users than fit, a refused user stays refused."""
-    one = charge(f"1/h{algorithm}")
-    assert [hit(memory, one), hit(memory, one)] == [True, False]
+def test_new_users_do_not_evict_a_refused_user(memory: MemoryStorage) -> None:
+    """With ten times more new users than fit, a refused user stays refused. A shadow rule refuses
+    nobody, so its counts are evicted like normal ones."""
+    refused = [charge(f"1/h{algorithm}", algorithm) for algorithm in ("", " sliding", " bucket")]
+    trial = charge("1/h", "trial", shadow=True)
+    for one in (*refused, trial):
+        assert [hit(memory, one), hit(memory, one)] == [True, False]
     strangers(memory)
-    assert not hit(memory, one)
+    assert [hit(memory, one) for one in (*refused, trial)] == [False] * 3 + [True]
 
 
-async def test_new_users_do_not_evict_strikes(clock: Clock) -> None:
-    """A user who is on the way to a ban gets it, however many new users come in between."""
+async def test_nobody_evicts_a_ban(clock: Clock) -> None:
+    """A user who is on the way to a ban gets it, however many new users come in between, and then
+    refused users do not end it."""
     limiter = Limiter(MemoryStorage(SIZE, clock=clock))
     rules = [Rule("1/h"), Penalty("3/h", "2h")]
     for _ in range(3):
@@ -53,30 +56,17 @@ async def test_new_users_do_not_evict_strikes(clock: Clock) -> None:
     for user in range(1_000, 1_000 + 3 * SIZE):
         await limiter.hit(rules, Subject(user))
     assert (await limiter.hit(rules, Subject(42))).banned
-
-
-def test_shadow_counts_are_not_kept_longer(memory: MemoryStorage) -> None:
-    """A shadow rule refuses nobody, so its counts are evicted like normal ones."""
-    trial = charge("1/h", shadow=True)
-    for _ in range(2):
-        hit(memory, trial)
-    strangers(memory)
-    assert memory.answer(Ask([trial]))[0].wait == 0
-
-
-def test_among_refused_users_the_oldest_is_evicted(memory: MemoryStorage) -> None:
-    """If all users are refused, the one that was silent longest is forgotten."""
-    users = [charge("1/h", f"{i}") for i in range(SIZE + 1)]
-    for one in users:
+    for user in range(2_000, 2_000 + 3 * SIZE):
         for _ in range(2):
-            hit(memory, one)
-    assert [hit(memory, users[0]), hit(memory, users[-1])] == [True, False]
+            await limiter.hit(rules, Subject(user))
+    assert (await limiter.peek(rules, Subject(42))).banned
 
 
-def test_ended_waits_are_evicted_first(
+def test_who_is_evicted_first(
     memory: MemoryStorage, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A refused user whose wait is over is forgotten before counts that still hold."""
+    """A refused user whose wait is over is forgotten before counts that still hold. If all are
+    refused, the one that was silent longest is forgotten."""
     for i in range(SIZE // 2):
         for _ in range(2):
             hit(memory, charge("1/s", f"{i}"))
@@ -84,6 +74,11 @@ def test_ended_waits_are_evicted_first(
     strangers(memory, SIZE)
     assert len(memory._states) == SIZE
     assert caplog.messages == []
+    users = [charge("1/h", f"{i}") for i in range(SIZE + 1)]
+    for one in users:
+        for _ in range(2):
+            hit(memory, one)
+    assert [hit(memory, users[0]), hit(memory, users[-1])] == [True, False]
 
 
 def test_the_log_says_that_counts_are_forgotten(
@@ -106,19 +101,22 @@ def test_the_log_says_that_counts_are_forgotten(
         assert part in caplog.messages[0]
 
 
-@pytest.mark.parametrize("last", [Op.HIT, Op.REFUND])
-def test_a_shorter_limit_does_not_forget_a_log(last: Op) -> None:
+def test_a_shorter_limit_does_not_forget_a_log() -> None:
     """What a sliding window of an hour counts survives a refusal or refund by one of a second."""
-    clock = Clock()
-    memory = MemoryStorage(clock=clock)
-    memory.answer(Ask([charge("3/s sliding")]))
-    for _ in range(4):
-        memory.answer(Ask([charge("5/h sliding")]))
-    memory.answer(Ask([charge("3/s sliding")], last))
-    clock.move(5)
-    memory.answer(Ask([charge("1/s", "other")]))  # which removes what has ended
-    [left] = memory.answer(Ask([charge("5/h sliding")], Op.PEEK))
-    assert left.remaining == (0 if last is Op.HIT else 1)
+    for last, remaining in ((Op.HIT, 0), (Op.REFUND, 1)):
+        clock = Clock()
+        memory, short, long = (
+            MemoryStorage(clock=clock),
+            charge("3/s sliding"),
+            charge("5/h sliding"),
+        )
+        for one in (short, long, long, long, long):
+            memory.answer(Ask([one]))
+        memory.answer(Ask([short], last))
+        clock.move(5)
+        memory.answer(Ask([charge("1/s", "other")]))  # which removes what has ended
+        [left] = memory.answer(Ask([long], Op.PEEK))
+        assert left.remaining == remaining
 
 
 def test_a_longer_limit_copies_no_counts(clock: Clock) -> None:
@@ -133,41 +131,6 @@ def test_a_longer_limit_copies_no_counts(clock: Clock) -> None:
         longest = max(longest, thread_time() - before)
     assert longest < 0.02
     assert memory.answer(Ask([charge("5/s", "0")]))[0].remaining == 3  # nor is anybody forgotten
-
-
-async def test_refused_users_do_not_evict_a_ban(clock: Clock) -> None:
-    """A ban is evicted after all counts of refused users."""
-    limiter = Limiter(MemoryStorage(SIZE, clock=clock))
-    rules = [Rule("1/h"), Penalty("2/minute", "1h")]
-    for _ in range(3):
-        await limiter.hit(rules, Subject(42))
-    assert (await limiter.peek(rules, Subject(42))).banned
-    for user in range(1_000, 1_000 + 3 * SIZE):
-        for _ in range(2):
-            await limiter.hit(rules, Subject(user))
-    assert (await limiter.peek(rules, Subject(42))).banned
-
-
-@pytest.mark.parametrize("later", [0.0002, 0.0009, 59.9985])
-def test_a_shared_verdict_counts_whole_milliseconds(
-    memory: MemoryStorage, clock: Clock, later: float
-) -> None:
-    """A token says of a fixed window what the window itself says, as it does on Redis."""
-    clock.move(0.0009)
-    one = charge("5/h")
-    memory.answer(Ask([one], once="bot:ratelimit:once:a"))
-    clock.move(later)
-    [shared] = memory.answer(Ask([one], once="bot:ratelimit:once:a"))
-    [now] = memory.answer(Ask([one], once="bot:ratelimit:once:b"))
-    assert (shared.remaining, shared.reset) == (4, now.reset)
-
-
-def test_a_token_ends_with_its_millisecond(memory: MemoryStorage, clock: Clock) -> None:
-    """A token is decided again after 60,000 ms, even if its microseconds are not over."""
-    clock.move(0.0009)
-    memory.answer(Ask([charge("5/h")], once="bot:ratelimit:once:a"))
-    clock.move(59.9992)
-    assert memory.answer(Ask([charge("5/h")], once="bot:ratelimit:once:a"))[0].remaining == 3
 
 
 @pytest.mark.parametrize("refused", [False, True])

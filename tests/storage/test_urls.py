@@ -1,4 +1,4 @@
-"""Redis by its URL: a server, a socket, TLS, Sentinel, a cluster; and what a wrong URL says."""
+"""Redis by its URL: every kind of server, and what a wrong URL says."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis.asyncio import RedisCluster
 
 from bot_ratelimit import (
     ConfigError,
     OutgoingLimits,
     RateLimitMiddleware,
-    RedisStorage,
     Settings,
     Subject,
 )
-from bot_ratelimit.storage.redis import driver
 from bot_ratelimit.storage.redis.urls import client_from_url
+from tests.admin.shell import run
 from tests.certificates import Certificates
 from tests.proxy import distant
 from tests.servers import Server, running, running_cluster
@@ -27,9 +25,17 @@ from tests.tables import table
 from tests.topologies import SERVICE, running_sentinels
 
 SECRET = "hunter2"
+USER = Subject(user=42)
 
 Found = tuple[str, dict[str, str]]
-"""A URL, and the other settings that it needs."""
+"""A URL, and the options that it needs."""
+SETTINGS = {
+    "ssl_ca_certs": "redis_tls_ca",
+    "ssl_certfile": "redis_tls_cert",
+    "ssl_keyfile": "redis_tls_key",
+    "sentinel_password": "redis_sentinel_password",
+}
+"""The settings that mean the same as options of a URL."""
 
 
 @pytest.fixture(params=["redis", "valkey", "socket", "TLS", "sentinels", "cluster"])
@@ -47,47 +53,42 @@ def found(request: pytest.FixtureRequest, redis_server: Server, tmp_path: Path) 
     elif request.param == "TLS":
         files = Certificates(tmp_path)
         with distant(redis_server.port, tls=files.context(wants_client=True)) as proxy:
-            options = {"ca": files.authority, "cert": files.client, "key": files.client_key}
-            yield (
-                f"rediss://127.0.0.1:{proxy.port}",
-                {f"redis_tls_{name}": path for name, path in options.items()},
-            )
+            paths = (files.authority, files.client, files.client_key)
+            yield f"rediss://127.0.0.1:{proxy.port}", dict(zip(SETTINGS, paths, strict=False))
     elif request.param == "sentinels":
         with running_sentinels(tmp_path, SECRET) as group:
             hosts = ",".join(f"{host}:{port}" for host, port in group.addresses)
-            password = {"redis_sentinel_password": SECRET}
-            yield f"redis+sentinel://{hosts}/{SERVICE}/1", password
+            yield f"redis+sentinel://{hosts}/{SERVICE}/1", {"sentinel_password": SECRET}
     else:
         with running_cluster(tmp_path) as server:
             yield f"redis+cluster://127.0.0.1:{server.port}", {}
 
 
-def with_options(url: str, settings: dict[str, str]) -> str:
-    """The URL with the same settings as its own options."""
-    names = {
-        "redis_tls_ca": "ssl_ca_certs",
-        "redis_tls_cert": "ssl_certfile",
-        "redis_tls_key": "ssl_keyfile",
-        "redis_sentinel_password": "sentinel_password",
-    }
-    options = "&".join(f"{names[name]}={value}" for name, value in settings.items())
-    return f"{url}?{options}" if options else url
-
-
 async def test_a_url_is_enough(found: Found) -> None:
-    """Middleware, outgoing limits and REDIS_URL reach every kind of Redis, in code and settings."""
-    url, settings = found
-    own = with_options(url, settings)
+    """Middleware, outgoing limits and REDIS_URL reach every kind of Redis, in code and settings;
+    and so does the command, which finds the counts and bans of the bot."""
+    url, options = found
+    query = "&".join(f"{name}={value}" for name, value in options.items())
+    own = f"{url}?{query}" if query else url
+    settings = {SETTINGS[name]: value for name, value in options.items()}
     outgoing = OutgoingLimits(own)
     limiters = [
-        RateLimitMiddleware("5/10s", own, "urls").limiter,
+        RateLimitMiddleware("5/h", own, "urls").limiter,
         outgoing.limiter,
         RateLimitMiddleware.from_settings(Settings(redis_url=url, **settings)).limiter,
     ]
     for limiter in limiters:
         limiter.timeout = 5.0  # a cluster and its certificates take a while on a busy machine
-        decision = await limiter.hit("5/10s", Subject(user=42))
-        assert (decision.source, decision.allowed) == ("redis", True)
+        await limiter.reset("5/h", USER)
+        decision = await limiter.hit("5/h", USER)
+        assert (decision.source, decision.remaining) == ("redis", 4)
+    environment = {name.upper(): value for name, value in settings.items()}
+    environment |= {"REDIS_URL": url, "RATE_LIMIT": "5/h", "RATE_LIMIT_TIMEOUT": "5"}
+    assert '"remaining": 4' in (await run("show", "42", "--json", **environment)).out
+    await limiter.ban(USER, "1h")
+    assert "42" in (await run("bans", **environment)).out
+    assert (await run("unban", "42", "--yes", **environment)).status == 0
+    assert not await limiter.bans_of(USER)
     await outgoing.close()
     for limiter in limiters:
         await limiter.close()
@@ -120,69 +121,42 @@ def test_what_a_url_leaves_open_is_filled_in(url: str, expected: dict[str, Any])
 def test_the_sentinels_of_a_url_have_their_own_credentials() -> None:
     """The user of the URL is that of Redis; sentinels get theirs from options or settings."""
     client: Any = client_from_url("redis+sentinel://:p@h1,[::1]:7/svc?sentinel_password=q")
-    pool = client.connection_pool
-    sentinels = [each.connection_pool.connection_kwargs for each in pool.sentinel_manager.sentinels]
-    assert pool.service_name == "svc"
-    assert [(each["host"], each["port"], each["password"]) for each in sentinels] == [
-        ("h1", 26379, "q"),
-        ("::1", 7, "q"),
-    ]
-
-
-def test_the_nodes_of_a_cluster() -> None:
-    """Every node of the URL is one to begin with."""
-    client = client_from_url("rediss+cluster://:p@h1,h2:7")
-    assert isinstance(client, RedisCluster)
-    assert driver.startup_nodes(client) == [("h1", 6379), ("h2", 7)]
+    sentinels = client.connection_pool.sentinel_manager.sentinels
+    found = [each.connection_pool.connection_kwargs for each in sentinels]
+    addresses = [(each["host"], each["port"], each["password"]) for each in found]
+    assert addresses == [("h1", 26379, "q"), ("::1", 7, "q")]
 
 
 @table(
     ("url", "told"),
     [
-        ("http://h", "unknown scheme"),
+        (f"http://:{SECRET}@h", "unknown scheme"),
         ("rediss+unix:///x", "a socket has no TLS"),
-        (" redis://h", "spaces or a line end around the URL"),
-        ("redis://h1,h2", "several hosts need redis+sentinel:// or redis+cluster://"),
-        ("redis+sentinel://h1,h2", "the service is missing"),
+        (f" redis://:{SECRET}@h", "spaces or a line end around the URL"),
+        (f"redis://:{SECRET}@h1,h2", "several hosts need redis+sentinel:// or redis+cluster://"),
+        (f"redis+sentinel://:{SECRET}@h1,h2", "the service is missing"),
         ("redis+sentinel://h1,/svc", "a host is missing"),
-        ("redis+sentinel://h1/svc/x", "the path is not the number of a database"),
+        (f"redis+sentinel://h1/svc/{SECRET}", "the path is not the number of a database"),
         ("redis+cluster://h/3", "a cluster has only the database 0"),
         ("unix://run/redis.sock", "three slashes"),
+        (f"redis://:{SECRET}@h:port", "the port is not a number"),
         ("redis://h:0", "the port is not between 1 and 65535"),
         ("redis://h?socket_timeuot=1", "unknown (like socket_timeout, but not the same)"),
-        ("redis://h?sentinel_password=x", "one of the options after ? is unknown"),
+        (f"redis://h?sentinel_password={SECRET}", "one of the options after ? is unknown"),
+        (f"redis://h?{SECRET}=1", "one of the options after ? is unknown"),
         ("redis://h?ssl_ca_certs=x", "ssl_ca_certs is given, but the URL is without TLS"),
         ("redis://h?socket_timeout=soon", "the value of the option socket_timeout is wrong"),
-        ("rediss://h?ssl_cert_reqs=maybe", "one of the options ssl_cert_reqs is wrong here"),
-        ("redis+cluster://h?timeout=3", "one of the options timeout is wrong here"),
-        ("redis://h?x", "after ? expected options, NAME=VALUE"),
-        ("redis://h/0#x", "a character of the password or the path is not escaped"),
-        ("redis://:a/b@h", "a character of the password or the path is not escaped"),
-        ("redis://h?x=a@b", "a character of the password or the path is not escaped"),
-    ],
-)  # fmt: skip
-def test_an_error_says_which_part_is_wrong(url: str, told: str) -> None:
-    """The error is one line: the part, and what a right URL looks like."""
-    with pytest.raises(ConfigError, match=r"^redis_client: .*; expected a redis://, ") as error:
-        RedisStorage(url)
-    assert told in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@table(
-    "url",
-    [
-        f"redis://:{SECRET}@h:port",
-        f"redis://:12/{SECRET}",
-        f"redis://h?{SECRET}=1",
-        f"redis+sentinel://:{SECRET}@h",
-        f"redis+cluster://:{SECRET}/@h",
-        f"rediss://:{SECRET}@h?ssl_cert_reqs={SECRET}",
-        f"redis://h?sentinel_password={SECRET}",
+        (f"rediss://h?ssl_cert_reqs={SECRET}", "one of the options ssl_cert_reqs is wrong here"),
+        (f"redis://h?{SECRET}", "after ? expected options, NAME=VALUE"),
+        (f"redis://h/0#{SECRET}", "a character of the password or the path is not escaped"),
+        (f"redis://:12/{SECRET}@h", "a character of the password or the path is not escaped"),
     ],
 )
-def test_no_error_shows_a_part_that_may_be_secret(url: str) -> None:
-    """Not even the traceback shows the password."""
-    with pytest.raises(ConfigError) as error:
-        RateLimitMiddleware("5/10s", url)
+def test_an_error_says_which_part_is_wrong(url: str, told: str) -> None:
+    """The error is one line: the part, and what a right URL looks like. Not even its traceback
+    shows a part that may be secret."""
+    with pytest.raises(ConfigError, match=r"^redis_client: .*; expected a redis://, ") as error:
+        RateLimitMiddleware("5/h", url)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
     assert SECRET not in "".join(traceback.format_exception(error.value))

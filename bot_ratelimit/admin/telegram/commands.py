@@ -24,8 +24,8 @@ from bot_ratelimit.admin.telegram.messages import (
     page_of,
     rows,
 )
-from bot_ratelimit.admin.telegram.targets import target_of
-from bot_ratelimit.admin.words import Words
+from bot_ratelimit.admin.telegram.targets import UnclearError, target_of
+from bot_ratelimit.admin.words import Words, code
 from bot_ratelimit.config.live import live_key
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 from bot_ratelimit.limiter.limiter import Limiter
@@ -113,6 +113,12 @@ _PRESSES: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
 }
 """Buttons about a user or chat; every other button has the name of its operation."""
 
+_OPTION: Final = re.compile(r"(?:--|—)[a-z].*")  # some clients make a dash of two hyphens
+_NO_OPTIONS: Final = (
+    "{option}: options exist only in a shell. To name a chat, reply to a message there, or use a "
+    "button of {bans}."
+)
+
 _ALL: Final = {"bans": {"limit": 1_000}}
 """Lists that come in pages of messages."""
 
@@ -140,6 +146,9 @@ class Operator:
 
     async def answer(self, name: str, arguments: str, message: Message) -> Answer:
         """What a command shows, or asks before it changes something."""
+        for word in arguments.split():
+            if _OPTION.fullmatch(word):
+                raise UnclearError(_NO_OPTIONS, option=code(word), bans=f"/{self.prefix}bans")
         command = COMMANDS[name]
         operation, found = OPERATIONS[command.operation], dict[str, Any]()
         if "id" in operation.fields.model_fields:

@@ -26,6 +26,7 @@ from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 log = logging.getLogger("bot_ratelimit")
 
 _PREFIX: Final = re.compile(r"[a-z0-9_]{0,6}")
+_QUOTED: Final = re.compile("`([a-z]+)`")
 _AS_HTML: Final[dict[str, Any]] = {
     "parse_mode": "HTML",
     "link_preview_options": LinkPreviewOptions(is_disabled=True),
@@ -213,7 +214,10 @@ class _Handlers:
             command = COMMANDS.get(name)
             if command is not None and command.example and not isinstance(error, StorageError):
                 example = code(f"/{self._prefix}{name} {command.example}")
-                text = joined([text, words(command.hint, example=example)], "\n")
+                hint = _QUOTED.sub(
+                    lambda found: code(found[1]), words(command.hint, example=example)
+                )
+                text = joined([text, Marked(hint)], "\n")
         return Answer(as_html(text))
 
     def _problem(self, words: Words, error: Exception) -> Marked:

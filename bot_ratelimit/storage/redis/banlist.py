@@ -97,4 +97,5 @@ def _ban(subject: Subject, details: str, end: float) -> Ban:
             f"the list of bans holds {text!r}, which is not a ban: delete it"
         ) from error
     until = None if math.isinf(end) else datetime.fromtimestamp(end, UTC)
+    said = {"reason": "", "by": "", "key": "", **said}  # nothing is known: it was evicted
     return Ban(subject, began, until, said["reason"], said["by"], said["key"])

@@ -12,10 +12,11 @@
 --          page    an offset and a count; returns the time, and for each ban its member, end and
 --                  details
 --          find    members; returns the same for those that are banned
--- All keys live as long as the longest ban, or with a permanent ban ten years from the last change.
+-- All keys live for ten years from the last change. So a server that evicts the keys which end first
+-- (volatile-ttl) keeps the bans.
 
 local ends, details, hand = KEYS[1], KEYS[2], KEYS[3]
-local FOREVER = 315360000000
+local TEN_YEARS = '315360000000'
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local now_text = string.format('%d', now)
@@ -24,7 +25,7 @@ local found = {now_text}
 local function list(member, finish)
   found[#found + 1] = member
   found[#found + 1] = finish
-  found[#found + 1] = redis.call('HGET', details, member) or ''
+  found[#found + 1] = redis.call('HGET', details, member) or '0 {}'
 end
 
 -- The end of a ban that is in force.
@@ -47,10 +48,8 @@ local function changed()
 end
 
 local function keep()
-  local last = redis.call('ZRANGE', ends, -1, -1, 'WITHSCORES')[2]
-  local life = last == 'inf' and FOREVER or math.max(tonumber(last or 0) - now, 0) + 60000
   for i = 1, 3 do
-    redis.call('PEXPIRE', KEYS[i], string.format('%d', life))
+    redis.call('PEXPIRE', KEYS[i], TEN_YEARS)
   end
 end
 
@@ -77,7 +76,7 @@ elseif action == 'drop' then
   local dropped, by_hand = {}, 0
   for i = 2, #ARGV do
     if banned(ARGV[i]) then
-      dropped[#dropped + 1] = redis.call('HGET', details, ARGV[i]) or ''
+      dropped[#dropped + 1] = redis.call('HGET', details, ARGV[i]) or '0 {}'
     end
     by_hand = by_hand + forget(ARGV[i])
   end

@@ -51,7 +51,6 @@ class Batches:
         """When the last call was answered, or the first was written after a pause."""
         self.sent = 0
         """The number of requests in progress."""
-        self._began_at = 0.0  # when nothing waited for the last time
         self._replies: list[Any] = []  # the replies to the first call so far
         self._overdue: asyncio.TimerHandle | None = None
         self._context = Context()  # for the timer, so that it does not keep a caller's context
@@ -68,11 +67,9 @@ class Batches:
 
     def add(self, request: Request, now: float) -> None:
         """Add a request, and send it if it may be sent at once."""
-        if not self.waiting:
-            if self.wire is not None and not self.calls:
-                self._send([request], now)
-                return
-            self._began_at = now
+        if self.wire is not None and not self.calls and not self.waiting:
+            self._send([request], now)
+            return
         self.waiting.append(request)
         # Further requests change nothing once the next batch is scheduled and not full.
         if self._overdue is None or len(self.waiting) >= MAX_BATCH:
@@ -167,23 +164,17 @@ class Batches:
         while self.waiting and self.wire is not None:
             if self.calls and len(self.waiting) < MAX_BATCH:
                 if self._overdue is None:
-                    self._send_overdue_in(GATHER)
+                    loop = asyncio.get_running_loop()
+                    self._overdue = loop.call_later(
+                        GATHER, self._send_overdue, context=self._context
+                    )
                 return
             self._send_batch()
 
-    def _send_overdue_in(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._overdue = loop.call_later(seconds, self._send_overdue, context=self._context)
-
     def _send_overdue(self) -> None:
-        """Send what has waited long enough, although something is in progress."""
+        """Send what waits, although something is in progress."""
         self._overdue = None
-        if self.wire is None or not self.waiting:
-            return
-        wait = self._began_at + GATHER - self.clock.now()
-        if wait > 0:
-            self._send_overdue_in(wait)
-        else:
+        if self.wire is not None and self.waiting:
             self._send_batch()
 
     def _send_batch(self) -> None:

@@ -15,15 +15,14 @@ from typing import Any, Final
 from redis.asyncio.cluster import RedisCluster
 from redis.crc import key_slot
 
-from bot_ratelimit.errors import ConfigError, NotConnectedError, StorageError
+from bot_ratelimit.errors import ConfigError, NotConnectedError, RateLimitError, StorageError
 from bot_ratelimit.storage.base import ServerEvents
 from bot_ratelimit.storage.loops import PerLoop, Seldom
 from bot_ratelimit.storage.redis import driver
-from bot_ratelimit.storage.redis.codec import Commands, DecisionCodec
+from bot_ratelimit.storage.redis.codec import DecisionCodec, Other
 from bot_ratelimit.storage.redis.connection import CONNECT_TIMEOUT, Connection
 from bot_ratelimit.storage.redis.driver import Address
 from bot_ratelimit.storage.redis.encoding import encode_key
-from bot_ratelimit.storage.redis.faults import one_line, translated
 from bot_ratelimit.storage.redis.request import Redirect, Request
 
 log = logging.getLogger("bot_ratelimit")
@@ -190,22 +189,18 @@ class Shards:
                 reply, asked = await answer
                 if isinstance(reply, list) and reply:  # empty while no node has slots
                     return reply, asked.host
-                if isinstance(reply, Exception):
-                    self._log_refusal(asked.where, reply)
+                if isinstance(reply, ConfigError) and self._seldom():
+                    log.warning(
+                        "Redis at %s refuses CLUSTER SLOTS (%s): each slot is found by a redirect, "
+                        "and the nodes are asked again and again; allow it (ACL SETUSER <user> "
+                        "+cluster|slots)",
+                        asked.where,
+                        str(reply).partition(" - ")[0],
+                    )
         finally:
             for task in asking:
                 task.cancel()
         return None
-
-    def _log_refusal(self, where: str, error: Exception) -> None:
-        """Log a refusal that an operator has to fix, at most once a minute."""
-        if isinstance(translated(error), ConfigError) and self._seldom():
-            log.warning(
-                "Redis at %s refuses CLUSTER SLOTS (%s): each slot is found by a redirect, and the "
-                "nodes are asked again and again; allow it (ACL SETUSER <user> +cluster|slots)",
-                where,
-                one_line(error),
-            )
 
     def _use_slots(self, ranges: Any, asked: str) -> None:
         slots: dict[int, Connection] = {}
@@ -232,11 +227,11 @@ def _slot_of(key: str) -> int:
 
 
 async def _slots(connection: Connection) -> tuple[Any, Connection]:
-    with suppress(StorageError):
-        timeout = ASK_TIMEOUT if connection.is_open else connection.connect_timeout
-        (reply,) = await connection.submit(Commands([(b"CLUSTER", b"SLOTS")]), timeout)
-        return reply, connection
-    return None, connection
+    timeout = ASK_TIMEOUT if connection.is_open else connection.connect_timeout
+    try:
+        return await connection.submit(Other((b"CLUSTER", b"SLOTS")), timeout), connection
+    except RateLimitError as error:
+        return error, connection
 
 
 def _host(node: Sequence[Any]) -> str:

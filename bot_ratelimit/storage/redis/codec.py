@@ -39,13 +39,13 @@ ALONE: Final = 1.0
 """Seconds in which each hit has a call of its own after some could not share one."""
 
 
-class Commands(NamedTuple):
-    """Commands of requests that are not decisions. The answer is the list of their replies."""
+class Other(NamedTuple):
+    """A command that is not a decision. The answer is its reply."""
 
-    commands: Sequence[Command]
+    command: Command
 
 
-Item: TypeAlias = "Ask | Commands"
+Item: TypeAlias = "Ask | Other"
 
 
 class DecisionCodec:
@@ -85,8 +85,8 @@ class DecisionCodec:
         uses_script = self._refused_until is None or self._clock() >= self._refused_until
         for request in requests:
             item = request.item
-            if type(item) is Commands:
-                calls.append(_commands([request], item.commands, decides=False))
+            if type(item) is Other:
+                calls.append(_commands([request], [item.command], decides=False))
             elif not uses_script:
                 if (fault := transaction.needs_script(item, self._allow_scripts)) is not None:
                     request.answer(fault)
@@ -126,8 +126,7 @@ class DecisionCodec:
         if requests[0].asking:
             replies = replies[1:]
         if not call.decides:
-            redirect = _redirect_in(replies)
-            return [redirect or replies]
+            return self._translated(replies)
         if len(replies) == 1:
             return self._read_script_reply(requests, reply)
         answer, call.repair = transaction.read(requests[0].item, replies)

@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from contextvars import Context
+from copy import copy
 from time import monotonic
 from typing import Any, Final
 
@@ -110,6 +111,12 @@ class Connection:
         return self.is_open or not (self._failures or self._opening)
 
     @property
+    def problem(self) -> str:
+        """Why it cannot be opened; empty if it can, or if its event loop has ended."""
+        is_over = self._loop is not None and self._loop.is_closed()
+        return "" if self.last_error is None or is_over else str(self.last_error)
+
+    @property
     def host(self) -> str:
         """The host of the open connection; empty without one."""
         return "" if self._batches.wire is None else self._batches.wire.host
@@ -132,7 +139,7 @@ class Connection:
         now = batches.clock.now()
         request.deadline = now + timeout
         if batches.wire is None and self.last_error is not None:
-            raise self.last_error.with_traceback(None)  # raised often: its traceback would grow
+            raise copy(self.last_error)  # each with a traceback of its own
         if batches.wire is None and timeout <= self._in_vain:
             raise self._timed_out(timeout)
         if len(batches.waiting) + batches.sent >= MAX_WAITING:

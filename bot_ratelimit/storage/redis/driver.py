@@ -148,7 +148,10 @@ def key_space_of(client: Client) -> Hashable:
         return ("cluster", *sorted(manager.startup_nodes))
     pool: Any = client.connection_pool
     options: dict[str, Any] = pool.connection_kwargs
-    place = options.get("path") or options.get("host") or getattr(pool, "service_name", None)
+    place = options.get("path") or options.get("host")
+    if isinstance(pool, SentinelConnectionPool):
+        name, sentinels, *_ = sentinels_of(pool)
+        place = name, *sorted(Endpoint(each).name for each in sentinels)
     if "server" in options:  # fakeredis
         place = id(options["server"])
     if place is None:

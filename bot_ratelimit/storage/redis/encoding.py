@@ -9,7 +9,6 @@ from itertools import islice
 from typing import Any, Final
 
 from bot_ratelimit.algorithms.verdict import Verdict, new_verdict
-from bot_ratelimit.rules.calendar import LONGEST_MS
 from bot_ratelimit.rules.limit import Algorithm, Limit
 from bot_ratelimit.storage.base import ONCE_MS, Ask, Count, Op
 from bot_ratelimit.storage.redis.faults import ServerText
@@ -112,7 +111,7 @@ def _argument_of(count: Count, flags: str) -> str:
     if not limit.zone:
         return _argument(limit, cost, flags)
     ends = " ".join(map(str, limit.window_ends(time.time())))
-    return _part(f"c{flags} {limit.amount} {LONGEST_MS[limit.period_ms]} {cost} {ends}")
+    return _part(f"c{flags} {limit.amount} {limit.period_ms} {cost} {ends}")
 
 
 @lru_cache(maxsize=1024)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Any, TypeAlias
@@ -32,7 +33,7 @@ class Script:
         *arguments: str | int | bytes,
         timeout: float,
     ) -> Any:
-        """Run the script and return its reply; `timeout` is for each of at most two attempts.
+        """Run the script and return its reply, within `timeout` seconds for at most two attempts.
 
         The keys are those that it reads and writes; on a cluster, all in one slot. It raises what
         `RedisStorage.execute` raises.
@@ -41,12 +42,14 @@ class Script:
             each if isinstance(each, bytes) else encode_key(str(each))
             for each in (len(keys), *keys, *arguments)
         ]
+        began = time.monotonic()
         try:
             return await execute([b"EVALSHA", self._sha, *rest], key=keys[0], timeout=timeout)
         except ConfigError as error:
             if error.kind != "noscript":
                 raise
-        return await execute([b"EVAL", self._text, *rest], key=keys[0], timeout=timeout)
+        left = max(0.0, timeout - (time.monotonic() - began))
+        return await execute([b"EVAL", self._text, *rest], key=keys[0], timeout=left)
 
 
 def script_in(name: str) -> Script:

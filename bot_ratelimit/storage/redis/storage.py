@@ -14,12 +14,11 @@ from bot_ratelimit.storage.base import Ask, ConnectionStatus, Count, Op, ServerE
 from bot_ratelimit.storage.redis import driver
 from bot_ratelimit.storage.redis.banlist import RedisBanList
 from bot_ratelimit.storage.redis.cluster import Shards
-from bot_ratelimit.storage.redis.codec import Commands, DecisionCodec, Item
+from bot_ratelimit.storage.redis.codec import DecisionCodec, Item, Other
 from bot_ratelimit.storage.redis.connection import CONNECT_TIMEOUT, Connection
 from bot_ratelimit.storage.redis.documents import RedisDocuments
 from bot_ratelimit.storage.redis.driver import Client, Endpoint
 from bot_ratelimit.storage.redis.encoding import Command
-from bot_ratelimit.storage.redis.faults import translated
 from bot_ratelimit.storage.redis.leases import RedisLeases
 from bot_ratelimit.storage.redis.sentinel import SentinelEndpoint
 from bot_ratelimit.storage.redis.tallies import RedisTallies
@@ -114,10 +113,7 @@ class RedisStorage(Storage):
             StorageError: The server is unreachable, too slow or cannot serve now.
             ConfigError: The server refuses until a setting is changed.
         """
-        (reply,) = await self._submit(Commands([command]), key, timeout)
-        if isinstance(reply, Exception):
-            raise translated(reply, self._servers.holder(key).where) from reply
-        return reply
+        return await self._submit(Other(command), key, timeout)
 
     def server(self, counts: Sequence[Count]) -> str:
         if self._only is not None:
@@ -136,7 +132,7 @@ class RedisStorage(Storage):
                 each.is_open,
                 each.latency,
                 each.codec.uses_script,
-                "" if each.last_error is None else str(each.last_error),
+                each.problem,
             )
             for each in self._servers.connections()
         ]

@@ -29,38 +29,34 @@ GROUP = chat(-100500, "supergroup")
 
 
 class Session(RecordingSession):
-    """Returns the given replies, and True for everything else."""
+    """Raises an error once, by the name of the method; else it returns True."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.replies: dict[str, Any] = {}
-        """By method: what it returns; an exception is raised, and only once."""
+        self.errors: dict[str, Exception] = {}
 
     async def make_request(
         self, bot: Bot, method: TelegramMethod[TelegramType], timeout: int | None = None
     ) -> TelegramType:
-        await super().make_request(bot, method, timeout)
-        reply = self.replies.get(type(method).__name__, True)
-        if isinstance(reply, Exception):
-            del self.replies[type(method).__name__]
-            raise reply
-        return reply  # type: ignore[no-any-return]
+        found = await super().make_request(bot, method, timeout)
+        if error := self.errors.pop(type(method).__name__, None):
+            raise error
+        return found
 
 
 class OperatedBot(Instance):
     """One instance of the bot, as its operators use it."""
 
-    def __init__(self, middleware: RateLimitMiddleware, **options: Any) -> None:
+    def __init__(self, middleware: RateLimitMiddleware, prefix: str, guard: bool) -> None:
         super().__init__(middleware, ())
         self.session = Session()
         self.bot.session = self.session
         self.middleware = middleware
-        middleware.setup(self.dispatcher, guard=options.pop("guard", False))
+        middleware.setup(self.dispatcher, guard=guard)
         own = Router()
         own.message.register(self._handle)
         own.callback_query.register(self._handle)
-        options.setdefault("admins", ADMINS)
-        self.dispatcher.include_routers(admin_router(middleware, **options), own)
+        self.dispatcher.include_routers(admin_router(middleware, ADMINS, prefix=prefix), own)
 
     async def says(
         self, text: str, by: int = ANNA, language: str | None = None, **fields: Any
@@ -122,13 +118,10 @@ def middleware_on(storage: Storage, *rules: Any, **options: Any) -> RateLimitMid
 
 @asynccontextmanager
 async def operated_bot_on(
-    storage: Storage, *rules: Any, **options: Any
+    storage: Storage, *rules: Any, prefix: str = "", guard: bool = False, **options: Any
 ) -> AsyncIterator[OperatedBot]:
     """An instance that has started."""
-    of_router = {
-        name: options.pop(name) for name in ("admins", "prefix", "guard") if name in options
-    }
-    bot = OperatedBot(middleware_on(storage, *rules, **options), **of_router)
+    bot = OperatedBot(middleware_on(storage, *rules, **options), prefix, guard)
     await bot.dispatcher.emit_startup()
     yield bot
     await bot.dispatcher.emit_shutdown()

@@ -40,43 +40,34 @@ from tests.tables import table
 
 
 async def test_strangers_do_not_see_it(bot: OperatedBot) -> None:
-    """Commands and buttons of everybody else reach the bot's own handlers, and nothing is sent."""
+    """Commands and buttons of everybody else reach the bot's own handlers, and nothing is sent.
+
+    So does, also of admins, whatever is not the router's, or was not written in person: texts of a
+    channel, of an anonymous admin, forwarded, or through another bot.
+    """
     await bot.says("/ban 42 1h")
     data = bot.buttons["Ban"]
     before = len(bot.session.requests)
     assert await bot.is_handled("/limits", by=STRANGER)
     assert await bot.is_handled("/ban@some_bot 42 1h", by=STRANGER)
     assert await bot.presses(data, by=STRANGER) == ""
-    assert len(bot.handled) == 3
-    assert len(bot.session.requests) == before
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"from": ANONYMOUS_ADMIN, "sender_chat": GROUP, "chat": GROUP},
-        {"from": CHANNEL_BOT, "sender_chat": CHANNEL, "chat": GROUP},
-        {"from": user(ANNA), "sender_chat": GROUP, "chat": GROUP},
-        {"forward_origin": {"type": "user", "date": 1, "sender_user": user(STRANGER)}},
-        {"via_bot": {"id": 9, "is_bot": True, "first_name": "Inline"}},
-    ],
-    ids=["anonymous admin", "channel", "in a chat's name", "forwarded", "via a bot"],
-)
-async def test_only_what_an_admin_wrote_in_person_counts(
-    bot: OperatedBot, fields: dict[str, Any]
-) -> None:
-    """Texts of a channel, an anonymous admin or another user are no commands, even if forwarded."""
-    assert await bot.says("/ban 42 1h", **fields) == ""
-    assert len(bot.handled) == 1
-
-
-async def test_the_bots_own_commands_and_buttons_stay(bot: OperatedBot) -> None:
-    """What is not the router's goes to the bot's own handlers, for admins too."""
     assert await bot.is_handled("/start", by=ANNA)
     for data in ("rl:x", "rl::who:1:2:3", "menu", "rl::who:x:0:0:", "rl:other:limits:0:0:0:",
                  "rl::who:1:1:100:", f"rl::who:{2**60}:1:0:"):  # fmt: skip
         assert await bot.presses(data) == ""
-    assert len(bot.handled) == 8
+    forwarded: dict[str, Any] = {"type": "user", "date": 1, "sender_user": user(STRANGER)}
+    other_bot: dict[str, Any] = {"id": 9, "is_bot": True, "first_name": "Inline"}
+    not_in_person: list[dict[str, Any]] = [
+        {"from": ANONYMOUS_ADMIN, "sender_chat": GROUP, "chat": GROUP},
+        {"from": CHANNEL_BOT, "sender_chat": CHANNEL, "chat": GROUP},
+        {"from": user(ANNA), "sender_chat": GROUP, "chat": GROUP},
+        {"forward_origin": forwarded},
+        {"via_bot": other_bot},
+    ]
+    for fields in not_in_person:
+        assert await bot.says("/ban 42 1h", **fields) == "", fields
+    assert len(bot.handled) == 3 + 8 + 5
+    assert len(bot.session.requests) == before
 
 
 async def test_a_prefix_keeps_commands_apart() -> None:
@@ -87,65 +78,62 @@ async def test_a_prefix_keeps_commands_apart() -> None:
         text = await bot.says("/rl_limits")
         assert "/rl_ban" in text
         assert "/ban" not in text
-        assert "is banned" in await bot.asks("/rl_ban 42 1h", "Ban")
+        assert "is banned" in await bot.asks("/rl_ban 42 1h spam", "Ban", by=BORIS)
+        (entry,) = await Control.of(bot.middleware, by="x").audit()
+        assert (entry.by, entry.what) == (f"Anna ({BORIS})", "ban user 42")
+        assert entry.changed[0].endswith(f"by Anna ({BORIS}), spam")
 
 
 GROUP_MESSAGE = {"chat": GROUP, "reply_to_message": message("spam", chat=GROUP)}
 
 
 async def test_in_a_group_it_answers_in_private(bot: OperatedBot) -> None:
-    """The question and all that is shown go to the admin's own chat; the group reads nothing."""
+    """The question and all that is shown go to the admin's own chat; the group reads nothing.
+
+    But an admin who never started the bot reads there how to.
+    """
     await bot.says("/ban 1h spam", **GROUP_MESSAGE)
     await bot.says("/who", **GROUP_MESSAGE)
     await bot.says("/limits", chat=GROUP)
-    assert [each.chat_id for each in bot.shown] == [ANNA] * 3
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        TelegramForbiddenError(
-            method=SendMessage(chat_id=1, text=""),
-            message="Forbidden: bot can't initiate conversation with a user",
-        ),
-        TelegramBadRequest(
-            method=SendMessage(chat_id=1, text=""), message="Bad Request: chat not found"
-        ),
-    ],
-    ids=["forbidden", "not found"],
-)
-async def test_an_admin_who_cannot_be_written_to_is_told_how(
-    bot: OperatedBot, error: Exception
-) -> None:
-    """An admin who never started the bot reads in the group how to; nothing else is said there."""
-    bot.session.replies["SendMessage"] = error
-    await bot.says("/ban 1h spam", **GROUP_MESSAGE)
-    asked, told = bot.shown
-    assert (asked.chat_id, told.chat_id) == (ANNA, GROUP["id"])
-    assert told.text == "I answer in private: open a chat with me and press Start."
+    bot.bot._me = User(id=1, is_bot=True, first_name="Bot", username="the_bot")
+    await bot.says("/limits@the_bot", chat=GROUP)
+    assert await bot.says("/limits@other_bot", chat=GROUP) == ""
+    assert [each.chat_id for each in bot.shown] == [ANNA] * 4
+    send = SendMessage(chat_id=1, text="")
+    for error in (
+        TelegramForbiddenError(send, "Forbidden: bot can't initiate conversation with a user"),
+        TelegramBadRequest(send, "Bad Request: chat not found"),
+    ):
+        bot.session.errors["SendMessage"] = error
+        await bot.says("/ban 1h spam", **GROUP_MESSAGE)
+        asked, told = bot.shown[-2:]
+        assert (asked.chat_id, told.chat_id) == (ANNA, GROUP["id"])
+        assert told.text == "I answer in private: open a chat with me and press Start."
 
 
 async def test_an_answer_that_cannot_be_edited_is_sent(bot: OperatedBot) -> None:
-    """If the message with the button is gone, what was done is told in a new one."""
+    """If the message with the button is gone, what was done is told in a new one.
+
+    Beside CallbackAnswerMiddleware, too, a button's spinner ends with exactly one answer.
+    """
+    bot.dispatcher.callback_query.middleware(CallbackAnswerMiddleware())
     edit = EditMessageText(text="")
     await bot.says("/ban 42 1h")
-    yes = bot.buttons["Ban"]
-    bot.session.replies["EditMessageText"] = TelegramBadRequest(
-        method=edit, message="Bad Request: message to edit not found"
-    )
-    await bot.presses(yes)
+    gone = TelegramBadRequest(edit, "Bad Request: message to edit not found")
+    bot.session.errors["EditMessageText"] = gone
+    await bot.presses("Ban")
     assert isinstance(bot.shown[-1], SendMessage)
     assert "is banned" in str(bot.shown[-1].text)
     await bot.says("/who 42")
     before = len(bot.shown)
-    bot.session.replies["EditMessageText"] = TelegramBadRequest(
-        method=edit, message="Bad Request: message is not modified: ..."
-    )
+    same = TelegramBadRequest(edit, "Bad Request: message is not modified: ...")
+    bot.session.errors["EditMessageText"] = same
     await bot.presses("Refresh")
     assert len(bot.shown) == before + 1
-    old = {"chat": chat(ANNA), "message_id": 1, "date": 0}
-    await bot.presses("Refresh", message=old)
+    await bot.presses("Refresh", message={"chat": chat(ANNA), "message_id": 1, "date": 0})  # old
     assert isinstance(bot.shown[-1], SendMessage)
+    answers = [each for each in bot.session.requests if isinstance(each, AnswerCallbackQuery)]
+    assert len(answers) == 3
 
 
 @pytest.mark.parametrize("guard", [False, True], ids=["inner", "guard"])
@@ -154,6 +142,8 @@ async def test_admins_are_never_limited(storage: Storage, guard: bool) -> None:
     rules = [Rule("1/h"), Rule("1/h", Scope.CHAT), Rule("1/h", Scope.GLOBAL)]
     async with operated_bot_on(storage, *rules, guard=guard) as bot:
         assert [await bot.is_handled(chat=GROUP) for _ in range(2)] == [True, False]
+        other = RateLimitMiddleware("1/h", limiter=Limiter(MemoryStorage()))
+        other.setup(bot.dispatcher)  # knows no admins, and leaves the commands alone
         control = Control.of(bot.middleware, by="x")
         for each in (Subject(user=ANNA), Subject(chat=GROUP["id"])):
             await bot.middleware.limiter.ban(each)
@@ -162,53 +152,16 @@ async def test_admins_are_never_limited(storage: Storage, guard: bool) -> None:
             assert "<b>Limits</b>" in await bot.says("/limits", chat=GROUP)
             await bot.says("/who 42")
             assert "User" in await bot.presses("Refresh")
-            assert await bot.is_handled("hi", by=ANNA)
+        assert await bot.is_handled("hi", by=ANNA)
         counts = {each.rule: each for each in (await control.show(Subject(user=ANNA))).counts}
         assert counts["user"].remaining == 1
 
 
-async def test_other_middlewares_leave_the_commands_alone() -> None:
-    """A second RateLimitMiddleware, which knows no admins, does not limit the commands."""
-    async with operated_bot_on(MemoryStorage()) as bot:
-        other = RateLimitMiddleware("1/h", limiter=Limiter(MemoryStorage()))
-        other.setup(bot.dispatcher)
-        for _ in range(3):
-            assert "<b>Limits</b>" in await bot.says("/limits")
-
-
-async def test_an_operator_can_limit_an_admin_again(storage: Storage) -> None:
-    """`exempt ID --not` wins for what the admin sends to the bot; the commands stay free."""
-    async with operated_bot_on(storage) as bot:
-        await Control.of(bot.middleware, by="x").changes.set_exempt(ANNA, False)
-        assert bot.middleware.live is not None
-        await bot.middleware.live.refresh()
-        assert [await bot.is_handled(by=ANNA) for _ in range(4)] == [True] * 3 + [False]
-        assert "<b>Limits</b>" in await bot.says("/limits")
-
-
-async def test_each_press_is_answered_once() -> None:
-    """Beside CallbackAnswerMiddleware, too, a button's spinner ends with exactly one answer."""
-    async with operated_bot_on(MemoryStorage()) as bot:
-        bot.dispatcher.callback_query.middleware(CallbackAnswerMiddleware())
-        await bot.says("/who 42")
-        await bot.presses("Refresh")
-        answers = [r for r in bot.session.requests if isinstance(r, AnswerCallbackQuery)]
-        assert len(answers) == 1
-
-
-async def test_a_command_may_name_the_bot(bot: OperatedBot) -> None:
-    """In groups `/limits@the_bot` is this bot's, and another bot's command is not."""
-    bot.bot._me = User(id=1, is_bot=True, first_name="Bot", username="the_bot")
-    assert "<b>Limits</b>" in await bot.says("/limits@the_bot", chat=GROUP)
-    assert await bot.says("/limits@other_bot", chat=GROUP) == ""
-
-
-async def test_what_was_done_is_in_the_audit(bot: OperatedBot) -> None:
-    """The audit says which admin did what."""
-    await bot.asks("/ban 42 1h spam", "Ban", by=BORIS)
-    (entry,) = await Control.of(bot.middleware, by="x").audit()
-    assert (entry.by, entry.what) == (f"Anna ({BORIS})", "ban user 42")
-    assert entry.changed[0].endswith(f"by Anna ({BORIS}), spam")
+async def test_an_operator_can_limit_an_admin_again(bot: OperatedBot) -> None:
+    """`/exempt ID off` wins for what the admin sends to the bot; the commands stay free."""
+    await bot.asks(f"/exempt {ANNA} off", "Limit again")
+    assert [await bot.is_handled(by=ANNA) for _ in range(4)] == [True] * 3 + [False]
+    assert "<b>Limits</b>" in await bot.says("/limits")
 
 
 async def test_a_handler_that_hides_it_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
@@ -216,33 +169,30 @@ async def test_a_handler_that_hides_it_is_warned_of(caplog: pytest.LogCaptureFix
 
     async def echo(message: Message) -> None: ...
 
-    def dispatcher_with(*routers: Router) -> Dispatcher:
+    async def warnings(before: Router, after: Router, hiding: bool = False) -> list[str]:
         dispatcher = Dispatcher()
         middleware = middleware_on(MemoryStorage()).setup(dispatcher)
-        before, after = routers or (Router(), Router())
         dispatcher.include_routers(before, admin_router(middleware, ADMINS), after)
-        return dispatcher
-
-    async def warnings(dispatcher: Dispatcher) -> list[str]:
+        if hiding:
+            dispatcher.message.register(echo)
         caplog.clear()
         await dispatcher.emit_startup()
         await dispatcher.emit_shutdown()
         return [r.getMessage() for r in caplog.records if "admin_router" in r.getMessage()]
 
+    def catching() -> Router:
+        router = Router(name="own")
+        router.message.register(echo)
+        return router
+
     caplog.set_level(logging.WARNING)
-    catching, private = Router(name="own"), Router()
-    catching.message.register(echo)
+    private = catching()
     private.message.filter(lambda message: False)
-    private.message.register(echo)
-    assert await warnings(dispatcher_with()) == []
-    assert await warnings(dispatcher_with(private, catching)) == []
-    catching, other = Router(name="own"), Router()
-    catching.message.register(echo)
-    (told,) = await warnings(dispatcher_with(catching, other))
+    assert await warnings(Router(), Router()) == []
+    assert await warnings(private, catching()) == []
+    (told,) = await warnings(catching(), Router())
     assert "echo, on own, handles every message" in told
-    hiding = dispatcher_with()
-    hiding.message.register(echo)
-    (told,) = await warnings(hiding)
+    (told,) = await warnings(Router(), Router(), hiding=True)
     assert "include admin_router before it" in told
 
 
@@ -267,11 +217,3 @@ def test_mistakes_are_told(arguments: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError) as raised:
         admin_router(**standard | arguments)
     assert told in str(raised.value)
-
-
-def test_an_unknown_name_is_an_attribute_error() -> None:
-    """What the package does not have is missing as from any module."""
-    import bot_ratelimit.admin
-
-    with pytest.raises(AttributeError, match="has no attribute 'nope'"):
-        _ = bot_ratelimit.admin.nope
