@@ -23,8 +23,8 @@ async def test_a_shutdown_of_the_bot_logs_the_progress(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After SIGTERM the log says how many chats are done, and how to continue."""
-    telegram, path = Telegram(), tmp_path / "journal"
-    bot, outgoing = paced(telegram)
+    path = tmp_path / "journal"
+    telegram, bot, outgoing = paced()
     asyncio.get_running_loop().call_later(1.5, lambda: asyncio.ensure_future(outgoing.close()))
     send = lambda chat: bot.send_message(chat, "x")  # noqa: E731 - as users write it
     with pytest.raises(NotSentError):
@@ -40,8 +40,7 @@ async def test_a_message_of_two_that_a_shutdown_cuts_is_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A chat that got one of two messages may have got what it was sent."""
-    telegram = Telegram()
-    bot, outgoing = paced(telegram, per_chat="1/minute")
+    _, bot, outgoing = paced(per_chat="1/minute")
 
     async def send(chat: int) -> None:
         await bot.send_message(chat, "1")
@@ -59,8 +58,8 @@ async def test_closing_a_broadcast_waits_for_what_was_sent(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing more is sent, no chat that got it is left in flight, and the log says how far."""
-    telegram, path, progress = Telegram(latency=1.0), tmp_path / "journal", Progress(999)
-    bot, outgoing = paced(telegram)
+    path, progress = tmp_path / "journal", Progress(999)
+    telegram, bot, outgoing = paced(Telegram(latency=1.0))
     send = lambda chat: bot.send_message(chat, "x")  # noqa: E731 - as users write it
     running = outgoing.broadcast(range(1, 1_000), send, journal=Journal(path), progress=progress)
     async with aclosing(running) as outcomes:
@@ -78,8 +77,7 @@ async def test_closing_a_broadcast_waits_for_what_was_sent(
 async def test_closing_a_broadcast_does_not_wait_forever(caplog: pytest.LogCaptureFixture) -> None:
     """What has no answer after 5 s is given up and counted."""
     latencies = iter([0.1, *[100.0] * 99])
-    telegram = Telegram(latency=lambda: next(latencies))
-    bot, outgoing = paced(telegram)
+    telegram, bot, outgoing = paced(Telegram(latency=lambda: next(latencies)))
     loop = asyncio.get_running_loop()
     running = outgoing.broadcast(range(1, 99), lambda chat: bot.send_message(chat, "x"))
     async with aclosing(running) as outcomes:

@@ -12,7 +12,7 @@ from bot_ratelimit import Limiter, RateLimitMiddleware
 from bot_ratelimit.testing import FlakyStorage
 from tests.incoming.support import message
 
-from .virtual import Telegram, paced, virtual
+from .virtual import paced, virtual
 
 
 @virtual
@@ -20,10 +20,10 @@ async def test_a_dropped_notice_in_an_outage_is_sent_later_and_not_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """What this process noted about it is forgotten, without a line for each refused message."""
-    telegram, storage = Telegram(), FlakyStorage()
+    storage = FlakyStorage()
     storage.source = "redis"
     storage.fail()
-    bot, _ = paced(telegram, per_chat="1/5s burst 1")
+    telegram, bot, _ = paced(per_chat="1/5s burst 1")
     dispatcher = Dispatcher()
     limiter = Limiter(storage, on_error="memory")
     dispatcher.message.middleware(RateLimitMiddleware("1/h", limiter=limiter))
