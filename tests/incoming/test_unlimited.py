@@ -1,10 +1,12 @@
-"""Users for whom a function of the bot says that they have no limit."""
+"""Users to whom no limit applies."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+
+from bot_ratelimit import Rule, Scope
 
 from .support import user
 from .updates import limited
@@ -23,3 +25,10 @@ async def test_users_without_a_limit_have_no_decision(in_flag: bool) -> None:
     assert limit is not None
     assert limit.remaining == 4
     assert none is None
+
+
+async def test_a_rule_that_does_not_apply_makes_no_decision() -> None:
+    """A limit of topics says nothing about a private chat."""
+    bot = limited(Rule("1/day", Scope.TOPIC))
+    assert await bot.send("a") == await bot.send("b") == [True]
+    assert bot.decisions == [None, None]
