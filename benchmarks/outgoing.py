@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import resource
 import sys
@@ -24,7 +25,6 @@ from benchmarks.server import redis_server
 from bot_ratelimit import Limiter, MemoryStorage, OutgoingLimits, RedisStorage
 from example_bot.demo.botapi import TOKEN, BotApi
 from example_bot.demo.floods import FloodControl
-from tests.outgoing.programs import share_backlog
 from tests.outgoing.virtual import Telegram, VirtualLoop, now
 
 CALLS: Final = 5_000
@@ -268,7 +268,16 @@ async def floors(server: Any) -> Table:
         floods = FloodControl(bulk=1_000_000)
         async with BotApi(floods) as api:
             options = {"chats": 40, "each": 18, "limits": limits}
-            lost = await share_backlog(api.url, server.url, 3, options)
+            urls, wanted = (api.url, server.url), json.dumps(options)
+            processes = [
+                await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "tests.outgoing.programs", "backlog", *urls),
+                    *(json.dumps([number, 3]), wanted),
+                    stdout=asyncio.subprocess.PIPE,
+                )
+                for number in range(3)
+            ]
+            lost = [json.loads((await each.communicate())[0]) for each in processes]
         times = [call.at for call in api.calls + api.refused]
         took = max(times) - min(times)
         table.add_row(
