@@ -76,7 +76,9 @@ def edit_of(method: Method, traffic: Traffic) -> Hashable | None:
     of them contains everything that its type can change. The id of an ephemeral message is unique
     for its receiver only.
     """
-    message = getattr(method, traffic.message, None) if traffic.message else None
+    if not traffic.message:
+        return None
+    message = getattr(method, traffic.message, None)
     if message is None:
         return getattr(method, "inline_message_id", None)
     return message, getattr(method, "receiver_user_id", None)

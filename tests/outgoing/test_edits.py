@@ -69,6 +69,15 @@ async def test_only_the_same_edit_of_the_same_message_is_replaced() -> None:
 
 
 @virtual
+async def test_scores_of_an_inline_game_do_not_replace_each_other() -> None:
+    """Each player's score is sent, although they are set in one message."""
+    telegram, bot, _ = paced()
+    scores = (bot.set_game_score(user, 100, inline_message_id="a") for user in (1, 2, 3))
+    await asyncio.gather(*scores)
+    assert [m.user_id for _, m in telegram.log] == [1, 2, 3]  # type: ignore[attr-defined] # all are scores
+
+
+@virtual
 async def test_after_a_429_the_newest_edit_is_sent() -> None:
     """It is sent in place of the refused one, has all its retries, and its own `waiting_up_to`."""
     telegram, bot, _ = paced(errors=[too_many(1), too_many(1), too_many(37)], retries=2)
