@@ -69,8 +69,11 @@ class Delivery:
                 return await self._send_edit(queue, request, edit)
             if queue.key.chat == "" and queue.holder is None and not queue.is_cautious(_now()):
                 # A method of no chat is sent beside others; after a 429 all are sent in turn.
-                permit = await self._pacer.take(queue, request)
-                sent, result = await self._attempt(queue, request, permit)
+                try:
+                    permit = await self._pacer.take(queue, request)
+                    sent, result = await self._attempt(queue, request, permit)
+                finally:
+                    queue.leave(request)  # a broadcast has joined if it waited for a block
                 if sent:
                     return result
             queue.join(request)

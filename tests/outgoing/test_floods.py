@@ -383,6 +383,23 @@ async def test_methods_without_a_budget_run_side_by_side_until_a_429() -> None:
 
 
 @virtual
+async def test_a_method_of_a_broadcast_that_waited_for_a_block_holds_back_no_other() -> None:
+    """After it, calls of the method are sent at once, also if another instance met the 429."""
+    limiter = virtual_limiter()
+    (_, bot, _), (_, other, outgoing) = (
+        paced(limiter=limiter, errors=[too_many(2)]),
+        paced(limiter=limiter),
+    )
+    refused = asyncio.create_task(bot.set_my_name("x"))
+    await asyncio.sleep(0.1)
+    async with outgoing.broadcasting():
+        await asyncio.gather(*(other.set_my_name("x") for _ in range(3)))
+    await refused
+    async with asyncio.timeout(5):
+        await other.set_my_name("x")
+
+
+@virtual
 async def test_service_messages_count_in_a_group() -> None:
     """Twenty pins and new topics fill a group's minute, but take nothing of the burst, however late
     they are; a private chat has no such limit."""
