@@ -155,7 +155,7 @@ class Broadcast(Generic[T]):
             self._floods += requests.floods
         if sent is None:
             return None
-        if sent and not requests.left:
+        if sent and not requests.has_tried:
             if not self._warned:
                 self._warned = True
                 log.warning(
@@ -170,10 +170,9 @@ class Broadcast(Generic[T]):
         return sent
 
     async def _attempt(self, chat: T, requests: BroadcastScope) -> Sent[T] | None:
-        """Send; send again only if nothing can have arrived, so after one request at most."""
+        """Send; send again only if Telegram has taken nothing."""
         target: Any = chat
         moved: int | None = None
-        before = 0
         waits = iter(_RECONNECT)
         while True:
             try:
@@ -183,8 +182,9 @@ class Broadcast(Generic[T]):
             except NotSentError:
                 raise
             except TelegramMigrateToChat as error:
-                if moved is not None or requests.left - before > 1:
-                    return Sent(chat, Status.FAILED, None, error, error.migrate_to_chat_id)
+                if moved is not None or requests.left:
+                    status = _status(error, requests)
+                    return Sent(chat, status, None, error, error.migrate_to_chat_id)
                 target = moved = error.migrate_to_chat_id
             except Exception as error:
                 if not isinstance(error, _OF_TELEGRAM) and not self._has_failed:
@@ -194,21 +194,18 @@ class Broadcast(Generic[T]):
                         chat,
                         exc_info=error,
                     )
-                again = never_left(error) and requests.left - before <= 1
+                again = never_left(error) and not requests.left
                 if not again or (wait := next(waits, None)) is None:
-                    status = _status(error, requests.left - before)
-                    return Sent(chat, status, None, error, moved)
+                    return Sent(chat, _status(error, requests), None, error, moved)
                 await asyncio.sleep(wait)
             else:
                 return Sent(chat, Status.MIGRATED if moved else Status.SENT, result, None, moved)
-            before = requests.left
 
 
-def _status(error: Exception, left: int) -> Status:
-    """The status for an error after `left` requests were sent: only the last one was refused."""
+def _status(error: Exception, requests: BroadcastScope) -> Status:
+    """The status after an error: UNKNOWN if the chat may have got a part."""
     status = status_of(error)
-    refused = left <= 0 or (left == 1 and isinstance(error, TelegramAPIError))
-    return Status.UNKNOWN if status is Status.FAILED and not refused else status
+    return Status.UNKNOWN if status is Status.FAILED and requests.left else status
 
 
 async def _iterate(chats: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:

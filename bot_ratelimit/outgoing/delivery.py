@@ -17,6 +17,7 @@ from bot_ratelimit.outgoing.methods import Method
 from bot_ratelimit.outgoing.pace import Pace
 from bot_ratelimit.outgoing.pacing import Pacer, Permit, shutting_down
 from bot_ratelimit.outgoing.queues import Queues
+from bot_ratelimit.outgoing.sent import was_refused
 
 _LOOK_EVERY: Final = 0.05  # at the shutdown, whether Telegram has answered
 
@@ -204,14 +205,18 @@ class Delivery:
         try:
             result = await self.send(request)
         except TelegramAPIError as error:
-            if (seconds := flood_wait(error)) is None:
-                raise
+            seconds = flood_wait(error)
+            is_final = bool(request.traffic.items) and not self._repeat_albums
             if request.broadcast is not None:
-                request.broadcast.refused()
+                request.broadcast.floods += seconds is not None
+                # Of an album that met a 429, a part may have been delivered.
+                if was_refused(error) and not (seconds and is_final):
+                    request.broadcast.refused()
+            if seconds is None:
+                raise
             await self._floods.on_flood(queue, request, seconds, quiet=permit.quiet)
             request.attempts += 1
-            is_album = bool(request.traffic.items)
-            if request.attempts > self._retries or (is_album and not self._repeat_albums):
+            if is_final or request.attempts > self._retries:
                 raise
             if not self._pacer.may_repeat(queue, request, seconds):
                 raise

@@ -42,10 +42,10 @@ class Journal:
         44 leaving
 
     `leaving` is written before a request is sent, and the outcome when it is known, both without
-    a buffer in this process. `refused` is a 429: Telegram did not take the message, and it is sent
-    again later. So after a crash, even by SIGKILL, the file has every chat to which something was
-    sent. Chats that end with `leaving` may or may not have got it; these are `in_flight`. (After a
-    power failure, data that the system had not written yet is missing.)
+    a buffer in this process. `refused` means that Telegram did not take the message: there was a
+    429, another error, or no connection. So after a crash, even by SIGKILL, the file has every chat
+    to which something was sent. Chats that end with `leaving` may or may not have got it; these are
+    `in_flight`. (After a power failure, data that the system had not written yet is missing.)
 
     While a broadcast runs, the file is locked, so that no other process uses it.
 

@@ -17,7 +17,9 @@ class BroadcastScope:
         self, chat: int | str = "", journal: Journal | None = None, stars: Stars | None = None
     ) -> None:
         self.left = 0
-        """How many requests Telegram may have got; those answered with 429 do not count."""
+        """How many requests Telegram may have taken, without those that it refused."""
+        self.has_tried = False
+        """Whether there was a request, refused or not."""
         self.floods = 0
         """How many were answered with 429."""
         self._chat, self._journal, self._stars = chat, journal, stars
@@ -27,10 +29,10 @@ class BroadcastScope:
         if not self.left and self._journal is not None:
             self._journal.write(self._chat, LEAVING)
         self.left += 1
+        self.has_tried = True
 
     def refused(self) -> None:
-        """The request that was sent last was answered with 429: Telegram did not accept it."""
-        self.floods += 1
+        """Telegram did not take a request after all."""
         self.left -= 1
         if not self.left and self._journal is not None:
             self._journal.write(self._chat, REFUSED)

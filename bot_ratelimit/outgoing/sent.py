@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from aiogram.exceptions import (
+    TelegramAPIError,
     TelegramBadRequest,
     TelegramForbiddenError,
     TelegramNetworkError,
@@ -15,6 +16,8 @@ from aiogram.exceptions import (
 from aiohttp import ClientConnectorError
 
 T = TypeVar("T", bound="int | str")
+
+_UNCLEAR: Final = (TelegramNetworkError, TelegramServerError)
 
 
 class Status(Enum):
@@ -69,9 +72,13 @@ def status_of(error: Exception) -> Status:
     if isinstance(error, TelegramBadRequest):
         gone = ("chat not found", "user not found", "peer_id_invalid")
         return Status.GONE if any(each in text for each in gone) else Status.FAILED
-    if isinstance(error, (TelegramNetworkError, TelegramServerError)):
-        return Status.FAILED if never_left(error) else Status.UNKNOWN
-    return Status.FAILED
+    unclear = isinstance(error, TelegramAPIError) and not was_refused(error)
+    return Status.UNKNOWN if unclear else Status.FAILED
+
+
+def was_refused(error: TelegramAPIError) -> bool:
+    """Whether Telegram has certainly not taken the request."""
+    return never_left(error) or not isinstance(error, _UNCLEAR)
 
 
 def never_left(error: Exception) -> bool:

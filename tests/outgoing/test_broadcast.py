@@ -23,6 +23,7 @@ from aiogram.exceptions import (
     TelegramNetworkError,
 )
 from aiogram.methods import EditMessageText, SendMessage
+from aiogram.types import InputMediaPhoto
 from aiohttp import ClientConnectorError
 from aiohttp.client_reqrep import ConnectionKey
 
@@ -135,6 +136,45 @@ async def test_each_error_has_its_status(error: Exception, status: Status, reque
     if status is Status.MIGRATED:
         assert found[-1].moved_to == -100_5
         assert telegram.texts(-100_5) == ["x"]
+
+
+@table(
+    ("errors", "calls"),
+    [
+        ([None, *[too_many(1)] * 4], "mm"),
+        ([None, TelegramMigrateToChat(NO_METHOD, "moved", -100_5)], "mm"),
+        ([None, KeyError()], "mm"),
+        ([too_many(1)], "a"),
+    ],
+)
+@virtual
+async def test_a_chat_that_may_have_got_a_part_is_unknown(errors: list[Any], calls: str) -> None:
+    """Whatever ends `send` after its first message; also after the 429 of an album."""
+    _, bot, outgoing = paced(errors=errors)
+
+    async def send(chat: int) -> None:
+        for call in calls:
+            if call == "m":
+                await bot.send_message(chat, "x")
+            else:
+                await bot.send_media_group(chat, [InputMediaPhoto(media="1")] * 2)
+
+    assert await through(outgoing.broadcast([-1], send)) == [Status.UNKNOWN]
+
+
+@virtual
+async def test_an_outage_that_ends_with_a_restart_loses_no_chat(tmp_path: Path) -> None:
+    """Without a connection nothing was sent, so no chat is left in flight."""
+    telegram, bot, outgoing = paced(errors=[no_connection() for _ in range(99)])
+
+    def run() -> AsyncIterator[Sent]:
+        return outgoing.broadcast([1, 2], to_each(bot), journal=Journal(tmp_path / "journal"))
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(10):
+            await through(run())
+    telegram.errors = []
+    assert await through(run()) == [Status.SENT] * 2
 
 
 @virtual
