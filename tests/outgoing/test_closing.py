@@ -68,6 +68,22 @@ async def test_a_request_that_waits_for_redis_is_not_sent_after_the_shutdown(
     assert "1 requests were not sent: sendMessage to chat 7 (1)" in caplog.text
 
 
+@pytest.mark.parametrize("budget", ["25/s", None])
+@virtual
+async def test_a_broadcast_ends_with_the_bot(budget: str | None) -> None:
+    """Once the bot shuts down nothing more of a broadcast leaves, not even what needs no wait."""
+    telegram, bot, outgoing = paced(latency=0.3, broadcast=budget)
+    outcomes = outgoing.broadcast(range(1, 999), lambda chat: bot.send_message(chat, "x"))
+    for _ in range(60):
+        await anext(outcomes)
+    seen = len(telegram.left)
+    await outgoing.close()
+    with pytest.raises(NotSentError):
+        async for _ in outcomes:
+            pass
+    assert len(telegram.left) == seen < 998
+
+
 @virtual
 async def test_requests_in_progress_are_awaited() -> None:
     """Closing waits for answers of requests in progress, but no longer than `timeout`."""
