@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from typing import Final
 
 from bot_ratelimit.outgoing.journal import LEAVING, REFUSED, Journal
-from bot_ratelimit.outgoing.methods import Method
+from bot_ratelimit.outgoing.methods import Method, traffic_of
 from bot_ratelimit.outgoing.stars import Stars
 
 
@@ -45,11 +45,9 @@ class BroadcastScope:
         """
         if self._stars is None or not getattr(method, "allow_paid_broadcast", False):
             return method
-        return (
-            method
-            if self._stars.pay()
-            else method.model_copy(update={"allow_paid_broadcast": False})
-        )
+        if self._stars.pay(traffic_of(type(method)).cost(method)):
+            return method
+        return method.model_copy(update={"allow_paid_broadcast": False})
 
 
 broadcast_scope: Final[ContextVar[BroadcastScope | None]] = ContextVar(

@@ -41,7 +41,7 @@ class Stars:
         self._left = None if most is None else int(most * _PER_STAR)
         self._most = most
         self._stops = when_spent == "stop"
-        self._free: deque[float] = deque(maxlen=FREE)
+        self._free: deque[float] = deque()
         self.is_spent = False
         """Whether a message was not paid for because the Stars were spent."""
 
@@ -50,8 +50,8 @@ class Stars:
         """Whether nothing more is sent."""
         return self.is_spent and self._stops
 
-    def pay(self) -> bool:
-        """Pay for one message; return False if the Stars do not suffice.
+    def pay(self, messages: int) -> bool:
+        """Pay for a request of so many messages; return False if the Stars do not suffice.
 
         Raises:
             StarsSpentError: They do not, and the broadcast stops.
@@ -60,11 +60,12 @@ class Stars:
         if self._left is None:
             return True
         if not self.is_spent:
-            if len(self._free) < FREE or now - self._free[0] > 1:
-                self._free.append(now)
-                return True
-            if self._left > 0:
-                self._left -= 1
+            while self._free and now - self._free[0] > 1:
+                self._free.popleft()
+            free = min(messages, FREE - len(self._free))
+            if messages - free <= self._left:
+                self._free.extend([now] * free)
+                self._left -= messages - free
                 return True
             self.is_spent = True
             then = "it stops here" if self._stops else "the rest is sent unpaid"

@@ -409,6 +409,19 @@ async def test_stars_bound_what_a_broadcast_costs(tmp_path: Path) -> None:
     assert Counter(m.chat_id for _, m in telegram.log) == Counter(range(1, 401))  # type: ignore[attr-defined] # all are messages
 
 
+@virtual
+async def test_an_album_costs_stars_for_each_item() -> None:
+    """Three albums of ten are free, and one Star pays for a fourth."""
+    telegram, bot, outgoing = paced()
+    album = [InputMediaPhoto(media="1")] * 10
+
+    async def send(chat: int) -> None:
+        await bot.send_media_group(chat, album, allow_paid_broadcast=True)
+
+    await through(outgoing.broadcast(range(1, 10), send, stars=1))
+    assert sum(m.allow_paid_broadcast for _, m in telegram.log) == 4  # type: ignore[attr-defined] # all are albums
+
+
 @table(
     ("argument", "told"),
     [
