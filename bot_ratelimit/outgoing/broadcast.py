@@ -19,6 +19,7 @@ from aiogram.exceptions import ClientDecodeError, TelegramAPIError, TelegramMigr
 
 from bot_ratelimit.errors import NotSentError
 from bot_ratelimit.outgoing.journal import Journal
+from bot_ratelimit.outgoing.pacing import ShuttingDownError
 from bot_ratelimit.outgoing.progress import Progress
 from bot_ratelimit.outgoing.scope import BroadcastScope, broadcast_scope
 from bot_ratelimit.outgoing.sent import Sent, Status, never_left, status_of
@@ -32,8 +33,8 @@ T = TypeVar("T", bound="int | str")
 _RECONNECT: Final = (1, 2, 4, 8, 15, 30, 30, 30)
 # Seconds for answers when the generator is closed; as long as `OutgoingLimits.close` waits.
 _PATIENCE: Final = 5.0
-# The second is a page of its proxy in place of an answer.
-_OF_TELEGRAM: Final = (TelegramAPIError, ClientDecodeError)
+# These are no bugs of `send`. The second is a page of Telegram's proxy in place of an answer.
+_EXPECTED: Final = (TelegramAPIError, ClientDecodeError, NotSentError)
 
 
 class Broadcast(Generic[T]):
@@ -89,7 +90,7 @@ class Broadcast(Generic[T]):
                     yield sent
             for worker in self._workers:
                 await worker  # which raises if the source failed, or the bot is shutting down
-        except (asyncio.CancelledError, GeneratorExit, NotSentError) as error:
+        except (asyncio.CancelledError, GeneratorExit, ShuttingDownError) as error:
             if isinstance(error, GeneratorExit):
                 await self._finish()
             await self._stop()
@@ -147,7 +148,7 @@ class Broadcast(Generic[T]):
         self._serving[asyncio.current_task()] = requests
         try:
             sent = await self._attempt(chat, requests)
-        except (asyncio.CancelledError, NotSentError):
+        except (asyncio.CancelledError, ShuttingDownError):
             self._unknown += requests.left > 0
             raise
         finally:
@@ -179,7 +180,7 @@ class Broadcast(Generic[T]):
                 result = await self._send(target)
             except StarsSpentError as error:
                 return Sent(chat, Status.UNKNOWN, None, error) if requests.left else None
-            except NotSentError:
+            except ShuttingDownError:
                 raise
             except TelegramMigrateToChat as error:
                 if moved is not None or requests.left:
@@ -187,7 +188,7 @@ class Broadcast(Generic[T]):
                     return Sent(chat, status, None, error, error.migrate_to_chat_id)
                 target = moved = error.migrate_to_chat_id
             except Exception as error:
-                if not isinstance(error, _OF_TELEGRAM) and not self._has_failed:
+                if not isinstance(error, _EXPECTED) and not self._has_failed:
                     self._has_failed = True
                     log.error(
                         "Broadcast: send(%r) failed; only the first error is logged",

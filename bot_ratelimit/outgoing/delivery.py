@@ -15,7 +15,7 @@ from bot_ratelimit.outgoing.chat_queue import OVERTAKE_AFTER, ChatQueue, Edits, 
 from bot_ratelimit.outgoing.floods import Floods, describe, flood_wait
 from bot_ratelimit.outgoing.methods import Method
 from bot_ratelimit.outgoing.pace import Pace
-from bot_ratelimit.outgoing.pacing import Pacer, Permit, shutting_down
+from bot_ratelimit.outgoing.pacing import Pacer, Permit, ShuttingDownError, shutting_down
 from bot_ratelimit.outgoing.queues import Queues
 from bot_ratelimit.outgoing.sent import was_refused
 
@@ -128,7 +128,7 @@ class Delivery:
     def check_session_open(self, bot: Bot, method: Method) -> None:
         """Raise NotSentError if the session is closed: a request would open it again for good."""
         if self._pacer.closed and _is_closed(bot.session):
-            raise NotSentError(
+            raise ShuttingDownError(
                 f"{method.__api_method__} was not sent: the session of the bot is closed"
             )
 

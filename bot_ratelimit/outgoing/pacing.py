@@ -258,9 +258,13 @@ class Pacer:
             )
 
 
+class ShuttingDownError(NotSentError):
+    """The bot is shutting down, or has."""
+
+
 def shutting_down(what: str = "") -> NotSentError:
     """The error of requests that wait at the shutdown."""
-    return NotSentError(f"{what}not sent: the bot is shutting down")
+    return ShuttingDownError(f"{what}not sent: the bot is shutting down")
 
 
 def _now() -> float:

@@ -37,6 +37,7 @@ from bot_ratelimit import (
     Progress,
     Sent,
     Status,
+    waiting_up_to,
 )
 from example_bot.demo.botapi import BotApi
 from example_bot.demo.floods import FloodControl
@@ -160,6 +161,20 @@ async def test_a_chat_that_may_have_got_a_part_is_unknown(errors: list[Any], cal
                 await bot.send_media_group(chat, [InputMediaPhoto(media="1")] * 2)
 
     assert await through(outgoing.broadcast([-1], send)) == [Status.UNKNOWN]
+
+
+@virtual
+async def test_a_chat_that_would_wait_too_long_does_not_end_the_broadcast() -> None:
+    """A `NotSentError` inside `waiting_up_to` is the outcome of its chat only."""
+    _, bot, outgoing = paced(per_chat="1/m")
+    await bot.send_message(1, "before")
+
+    async def send(chat: int) -> None:
+        with waiting_up_to(1):
+            await bot.send_message(chat, "x")
+
+    found = await through(outgoing.broadcast([1, 2], send, in_flight=1))
+    assert found == [Status.FAILED, Status.SENT]
 
 
 @virtual
