@@ -168,6 +168,8 @@ class Broadcast(Generic[T]):
                 sent = replace(sent, status=Status.UNKNOWN)
         if self._journal is not None:
             self._journal.write(chat, sent.status.value)
+            if sent.moved_to is not None:  # under which the next run may name the chat
+                self._journal.write(sent.moved_to, sent.status.value)
         return sent
 
     async def _attempt(self, chat: T, requests: BroadcastScope) -> Sent[T] | None:

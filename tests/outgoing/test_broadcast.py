@@ -178,6 +178,16 @@ async def test_a_chat_that_would_wait_too_long_does_not_end_the_broadcast() -> N
 
 
 @virtual
+async def test_a_group_that_moved_is_done_under_both_ids(tmp_path: Path) -> None:
+    """The next run skips it, whether its list has the old id or the new one."""
+    moved = TelegramMigrateToChat(NO_METHOD, "moved", -100_5)
+    _, bot, outgoing = paced(errors=[moved])
+    for chats, found in (([-5], [Status.MIGRATED]), ([-5, -100_5], [])):
+        journal = Journal(tmp_path / "journal")
+        assert await through(outgoing.broadcast(chats, to_each(bot), journal=journal)) == found
+
+
+@virtual
 async def test_an_outage_that_ends_with_a_restart_loses_no_chat(tmp_path: Path) -> None:
     """Without a connection nothing was sent, so no chat is left in flight."""
     telegram, bot, outgoing = paced(errors=[no_connection() for _ in range(99)])
