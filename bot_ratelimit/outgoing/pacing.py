@@ -97,6 +97,9 @@ class Pacer:
             _, permit = await self._take(queue, entry, cost, cost, service=True)
             return permit._replace(begins=math.inf)  # of the chat's bucket it takes nothing
         own = left = min(cost, budgets.most(queue, queue.slow(_now())))
+        if budgets.refill and (full_for := _now() - queue.full_at) > 0:  # which pays debts, too
+            queue.owed = max(0, queue.owed - math.floor(full_for / budgets.refill * budgets.parts))
+            queue.full_at += full_for
         owed, counted_until = queue.owed, queue.counted_until
         late = counted_until - max(_now(), queue.full_at)
         if late > 0:  # time pays for it, too, so it is owed only once something was taken
@@ -110,9 +113,12 @@ class Pacer:
             if queue.counted_until == counted_until:
                 queue.counted_until = 0.0
             paid = min(part, owed)
-            queue.owed = owed = owed - paid
+            owed -= paid
+            queue.owed = max(0, queue.owed - paid)  # which another request may have raised
             left -= part - paid
         queue.owed += cost - own
+        owed_until = queue.full_at + queue.owed / budgets.parts * budgets.refill
+        queue.idle_until = max(queue.idle_until, owed_until)
         return permit
 
     async def take_for_broadcast(self, queue: ChatQueue, entry: Entry) -> None:

@@ -206,6 +206,39 @@ async def test_an_album_costs_its_items() -> None:
 
 
 @virtual
+async def test_what_an_album_owes_is_neither_forgotten_nor_kept_too_long() -> None:
+    """Ten photos use up ten seconds, whatever else is sent meanwhile, and time pays for them."""
+    telegram, bot, outgoing = paced()
+    album = SendMediaGroup(chat_id=7, media=[InputMediaPhoto(media="1")] * 10)
+    await bot(album)
+    await asyncio.sleep(5.5)
+    await bot.send_message(8, "another chat")
+    await asyncio.gather(*(bot.send_message(7, "x") for _ in range(5)))
+    assert near(telegram.times(7)[1:], [6, 7, 8, 9, 10])
+    await asyncio.sleep(60)
+    await bot(album)
+    await asyncio.sleep(3600)
+    began = now()
+    await bot.send_message(7, "x")
+    assert now() - began < 0.1
+    telegram.log.clear()
+    telegram.errors = [too_many(8)]
+    with without_waiting(), pytest.raises(TelegramRetryAfter):
+        await bot.send_message(9, "blocks the chat")
+
+    async def broadcast() -> None:
+        async with outgoing.broadcasting():
+            await bot.send_message(9, "news")
+
+    news = asyncio.create_task(broadcast())
+    await asyncio.sleep(0.1)  # so that it waits for the block
+    await bot(album.model_copy(update={"chat_id": 9}))
+    await news
+    await bot.send_message(9, "next")
+    assert near(telegram.times(9), [0, 1, 7])
+
+
+@virtual
 async def test_a_slow_answer_is_overtaken() -> None:
     """During an upload of a minute, the chat's next message is sent after five seconds.
 
