@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
 from typing import Final
 
 from aiogram.exceptions import TelegramAPIError, TelegramRetryAfter
@@ -69,7 +68,7 @@ class Floods:
             _MANY_BLOCKS, ttu=lambda _, until, __: until, timer=_now
         )
         self._bots: dict[int, float] = {}
-        self._quiet: deque[tuple[float, int, int | str]] = deque(maxlen=_MANY)
+        self._quiet: dict[int, dict[int | str, float]] = {}  # when, by bot and chat
         # By whether the whole bot is blocked: lines about chats must not hide that one.
         self._unlogged = Seldom(_LOG_EVERY), Seldom(_LOG_EVERY)
 
@@ -132,12 +131,10 @@ class Floods:
 
     def _many_chats_refused(self, pace: Pace) -> bool:
         """Whether several quiet chats were refused at about the same time."""
-        now, bot = _now(), pace.key.bot
-        others = {chat for _, whose, chat in self._quiet if whose == bot}
-        if pace.key.chat not in others:
-            self._quiet.append((now, bot, pace.key.chat))
-        recent = [1 for at, whose, _ in self._quiet if whose == bot and now - at <= _TOGETHER]
-        return len(recent) >= _MANY
+        now, known = _now(), self._quiet.get(pace.key.bot, {})
+        recent = {chat: at for chat, at in known.items() if now - at <= _TOGETHER}
+        self._quiet[pace.key.bot] = recent | {pace.key.chat: now}
+        return len(self._quiet[pace.key.bot]) >= _MANY
 
     def _log(self, request: Request, pace: Pace, seconds: float, whole_bot: bool) -> None:
         if not (count := self._unlogged[whole_bot].due()):

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from aiogram import Bot
 from aiogram.exceptions import (
     TelegramAPIError,
     TelegramNetworkError,
@@ -29,6 +30,7 @@ from bot_ratelimit import Limiter, NotSentError, waiting_up_to, without_waiting
 from bot_ratelimit.testing import FlakyStorage
 from example_bot.demo.floods import FloodControl
 from example_bot.demo.methods import ApiError
+from tests.recorder import Recorder
 from tests.tables import table
 
 from .virtual import Telegram, now, paced, too_many, virtual, virtual_limiter
@@ -127,6 +129,20 @@ async def test_429s_in_many_quiet_chats_block_the_bot(caplog: pytest.LogCaptureF
     # The lines about the single chats, just before, do not hide it.
     assert "(429): this bot sends no messages for 4 s" in caplog.text
     assert "instances" not in caplog.text.partition("Telegram refused")[2]  # without Redis
+
+
+@virtual
+async def test_each_bot_is_blocked_as_often_as_it_is_too_fast() -> None:
+    """Also if the same chats are refused as the last time, and if two bots are at once."""
+    recorder = Recorder()
+    telegram, bot, _ = paced(observer=recorder)
+    for _ in range(2):
+        telegram.errors = [too_many(2)] * 6
+        bots = (bot, Bot("43:TEST", telegram))
+        await asyncio.gather(*(each.send_message(i, "x") for i in (1, 2, 3) for each in bots))
+        await asyncio.sleep(300)
+    scopes = [scope for _, scope, _ in recorder.named("flood_waited")]
+    assert scopes == ["chat", "chat", "chat", "chat", "bot", "bot"] * 2
 
 
 @virtual
