@@ -188,7 +188,7 @@ class Notices:
             rules, subject, deadline=dispatch_state(data).get(DEADLINE)
         )
         # Without the storage it is unknown whether the user was already notified: stay silent.
-        if not told.allowed or told.source not in ("redis", "memory"):
+        if not told.allowed or told.source in ("policy", "none"):
             return False
         try:
             # Plain text, whatever the bot's default is: a dot alone would be an error in

@@ -302,6 +302,15 @@ async def test_a_cancelled_notice_is_cancelled() -> None:
         await task
 
 
+async def test_users_are_told_whatever_the_storage_is_called() -> None:
+    """With Memcached, MongoDB or a custom storage a refused user gets a notice, too."""
+    storage = FlakyStorage()
+    storage.source = "mongodb"
+    bot = telling("1/m", limiter=Limiter(storage))
+    assert await bot.send(*"abc") == [True, False, False]
+    assert len(requests(bot)) == 1
+
+
 async def test_no_message_notices_in_an_outage() -> None:
     """Messages are refused silently, as none could be told once; presses and queries are answered.
 
