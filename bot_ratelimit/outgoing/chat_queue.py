@@ -56,6 +56,11 @@ class Request:
         """The request to send."""
         return self
 
+    @property
+    def requests(self) -> list[Request]:
+        """Those that end with it."""
+        return [self]
+
     def can_wait(self, seconds: float) -> bool:
         """Whether the request may wait for `seconds` more."""
         now = asyncio.get_running_loop().time()

@@ -218,7 +218,7 @@ class Delivery:
             request.attempts += 1
             if is_final or request.attempts > self._retries:
                 raise
-            if not self._pacer.may_repeat(queue, request, seconds):
+            if not self._pacer.may_repeat(queue, entry, seconds):
                 raise
             return False, None
         finally:

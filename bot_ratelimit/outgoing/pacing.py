@@ -142,7 +142,7 @@ class Pacer:
                     if decision.allowed:
                         left -= part
                     else:
-                        self._check_can_wait(request, decision.retry_after)
+                        self._check_can_wait(entry, decision.retry_after)
                         await self.sleep(decision.retry_after + _jitter(_JITTER))
         await self.retake_turn(queue, entry)
         await self._wait_for_block(queue, entry)
@@ -176,12 +176,15 @@ class Pacer:
         if late > 0:
             queue.counted_until = max(queue.counted_until, max(queue.full_at, _now()) + late)
 
-    def may_repeat(self, queue: ChatQueue, request: Request, seconds: float) -> bool:
-        """Whether a request may wait for a block of `seconds`."""
-        return not self.closed and seconds <= self._patience(queue, request)
+    def may_repeat(self, queue: ChatQueue, entry: Entry, seconds: float) -> bool:
+        """Whether an entry may wait for a block of `seconds`."""
+        return not self.closed and seconds <= self._patience(queue, entry)
 
-    def _patience(self, queue: ChatQueue, request: Request) -> float:
-        """How long a request still waits for a block."""
+    def _patience(self, queue: ChatQueue, entry: Entry) -> float:
+        """How long an entry still waits for a block; of several edits the most patient decides."""
+        return max(self._patience_of(queue, request) for request in entry.requests)
+
+    def _patience_of(self, queue: ChatQueue, request: Request) -> float:
         if request.deadline is not None:
             return request.deadline - _now()
         if request.broadcast is not None:
@@ -212,7 +215,7 @@ class Pacer:
             if decision.allowed:
                 return part, self._permit(queue, 0 if service else part, decision, asked)
             if not self._floods.note_refusal(queue, decision):
-                self._check_can_wait(entry.newest, decision.retry_after)
+                self._check_can_wait(entry, decision.retry_after)
                 await self._sleep(queue, entry, decision.retry_after + _jitter(_JITTER))
 
     def _permit(self, queue: ChatQueue, part: int, decision: Decision, asked: float) -> Permit:
@@ -239,10 +242,9 @@ class Pacer:
 
     async def _wait_for_block(self, queue: ChatQueue, entry: Entry) -> None:
         while (rest := self._floods.blocked_for(queue)) > 0:
-            request = entry.newest
-            self._check_can_wait(request, 0)
-            if rest > self._patience(queue, request):
-                raise retry_after(request, rest)
+            self._check_can_wait(entry, 0)
+            if rest > self._patience(queue, entry):
+                raise retry_after(entry.newest, rest)
             await self._sleep(queue, entry, rest + _jitter(_JITTER_AFTER_429))
 
     async def _sleep(self, queue: ChatQueue, entry: Entry, seconds: float) -> None:
@@ -254,10 +256,11 @@ class Pacer:
         await self.sleep(seconds)
         await self.retake_turn(queue, entry)
 
-    def _check_can_wait(self, request: Request, seconds: float) -> None:
+    def _check_can_wait(self, entry: Entry, seconds: float) -> None:
+        request = entry.newest
         if self.closed:
             raise shutting_down(f"{describe(request)} was ")
-        if not request.may_wait or not request.can_wait(seconds):
+        if not request.may_wait or not any(each.can_wait(seconds) for each in entry.requests):
             raise NotSentError(
                 f"{describe(request)} was not sent: it would have to wait"
                 + (f" {seconds:.0f} s" if request.may_wait else "")

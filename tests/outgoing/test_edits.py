@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ from aiogram.exceptions import TelegramBadRequest
 from aiogram.methods import EditMessageReplyMarkup, EditMessageText, SendChatAction, SendMessage
 from aiogram.types import Update
 
-from bot_ratelimit import waiting_up_to
+from bot_ratelimit import NotSentError, waiting_up_to
 
 from .virtual import Telegram, now, paced, too_many, virtual
 
@@ -88,6 +89,21 @@ async def test_after_a_429_the_newest_edit_is_sent() -> None:
     assert await new is await old
     assert telegram.texts() == ["new"]
     assert 39 <= now() - 1_000 < 40.5
+
+
+@virtual
+async def test_an_impatient_edit_does_not_end_a_patient_one() -> None:
+    """What replaces it ends with its own patience, and then the patient edit is sent after all."""
+    for patience in (60, None):
+        telegram, bot, _ = paced(per_chat="1/10s")
+        await bot.send_message(7, "x")
+        with waiting_up_to(patience) if patience else nullcontext():
+            final = asyncio.create_task(bot(edit("final")))
+        await asyncio.sleep(1)
+        with waiting_up_to(0.3), pytest.raises(NotSentError):
+            await bot(edit("decoration"))
+        await final
+        assert telegram.texts() == ["x", "final"]
 
 
 @virtual
