@@ -104,10 +104,17 @@ class Journal:
             self._name_in_flight()
 
     def write(self, chat: int | str, word: str) -> None:
-        """Record what happens: `leaving`, `refused`, or the value of a `Status`."""
+        """Record what happens: `leaving`, `refused`, or the value of a `Status`.
+
+        Raises:
+            OSError: The disk is full: nothing was recorded.
+        """
         self.open()
         if self._file is not None:
-            self._file.write(f"{chat} {word}\n".encode())
+            line = f"{chat} {word}\n".encode()
+            if (written := self._file.write(line)) != len(line):
+                self._file.truncate(self._file.tell() - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def close(self) -> None:
         """Close the file, and let other processes use it; writing opens it again."""

@@ -10,6 +10,7 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,25 @@ async def test_a_journal_repeats_only_what_failed(tmp_path: Path) -> None:
     (other := tmp_path / "other").write_text("something else\n")
     with pytest.raises(ConfigError, match="line 1 is not a line of a journal"):
         Journal(other)
+
+
+@virtual
+async def test_a_full_disk_ends_a_broadcast_before_it_sends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chat that the journal cannot name gets nothing, and no half line is left in the file."""
+
+    class Full(FileIO):
+        def write(self, line: Any) -> int:
+            return super().write(line[:5])
+
+    monkeypatch.setattr("bot_ratelimit.outgoing.journal.FileIO", Full)
+    telegram, bot, outgoing = paced()
+    path = tmp_path / "journal"
+    with pytest.raises(OSError, match="No space left"):
+        await through(outgoing.broadcast([1, 2], to_each(bot), journal=Journal(path)))
+    assert not telegram.left
+    assert path.read_bytes() == b""
 
 
 @virtual
