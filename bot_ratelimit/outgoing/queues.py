@@ -33,9 +33,9 @@ class Queues:
 
     def find(self, key: PaceKey, make: type[P]) -> P:
         """The pace of this key, made if it is needed; its kind says of which class it is."""
+        self._sweep()
         found = self._paces.get(key)
         if found is None:
-            self._sweep()
             found = self._paces[key] = make(key)
         return found  # type: ignore[return-value]  # a key has one kind, and a kind one class
 

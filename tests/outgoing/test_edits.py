@@ -15,6 +15,7 @@ from aiogram.methods import EditMessageReplyMarkup, EditMessageText, SendChatAct
 from aiogram.types import Update
 
 from bot_ratelimit import NotSentError, waiting_up_to
+from bot_ratelimit.outgoing.drafts import DraftStream
 
 from .virtual import Telegram, now, paced, too_many, virtual
 
@@ -232,6 +233,17 @@ async def test_the_newest_text_of_each_draft_is_shown_later() -> None:
     await outgoing.close()
     await asyncio.sleep(5)
     assert telegram.texts() == ["a", "d"]
+
+
+@virtual
+async def test_drafts_that_are_done_are_forgotten() -> None:
+    """Also if the bot has only one chat, in which each answer is a new draft."""
+    _, bot, outgoing = paced()
+    for number in range(1, 20):
+        await bot(draft("x", number=number))
+        await asyncio.sleep(10)
+    streams = [each for each in outgoing._queues._paces.values() if isinstance(each, DraftStream)]
+    assert [len(each.drafts) for each in streams] == [1]
 
 
 @virtual
