@@ -331,7 +331,8 @@ class OutgoingLimits(BaseRequestMiddleware):
     async def close(self, timeout: float = 5.0) -> None:
         """End all waiting requests and wait for those in progress.
 
-        Later requests are still sent if they need not wait and the session is open.
+        Later requests are still sent if they need not wait, the session is open, and they are not
+        part of a broadcast.
 
         Args:
             timeout: Seconds to wait for the answers of requests in progress.

@@ -86,7 +86,8 @@ def test_a_broadcast(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     """Everybody gets it once, also when the program of docs/outgoing.md is started again."""
     first, *page = blocks_of(DOCS / "outgoing.md")
     (broadcast,) = (each for each in page if "async def broadcast" in each.text)
-    run = "await broadcast([42, 43, 44], 7)\nawait outgoing.close()"
+    # The program has ended its polling, and with it a broadcast could not begin.
+    run = "await outgoing.open()\nawait broadcast([42, 43, 44], 7)\nawait outgoing.close()"
     for _ in range(2):
         stage.run_all([first, broadcast, replace(broadcast, text=run)])
     assert [answers(stage, user) for user in (42, 43, 44)] == [["News!"]] * 3
