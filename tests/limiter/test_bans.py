@@ -310,3 +310,29 @@ async def test_a_raid_does_not_flood_the_log(caplog: pytest.LogCaptureFixture) -
     for _ in range(3):
         await limiter.hit(rules, Subject(user=5_000))
     assert caplog.messages[21].startswith("Banned for 3600 s: bot:ratelimit:ban:5000 ")
+
+
+async def test_a_raid_does_not_fill_the_memory() -> None:
+    """If the list does not answer, at most a hundred bans wait to be written; all of them hold."""
+
+    class Hanging(banlist.MemoryBanList):
+        puts = 0
+
+        async def put(self, ban: banlist.Ban, seconds: float, *, timeout: float) -> bool:
+            self.puts += 1
+            await asyncio.Event().wait()
+            return True
+
+    class Storage(MemoryStorage):
+        hanging = Hanging()
+
+        def bans(self, prefix: str) -> Hanging:
+            return self.hanging
+
+    limiter = Limiter(storage := Storage(), timeout=0.01)
+    for user in range(150):
+        hits = [await limiter.hit(["1/h", Penalty("1/h", 60)], Subject(user=user)) for _ in "123"]
+        assert hits[-1].banned
+    await asyncio.sleep(0)
+    assert storage.hanging.puts == 100
+    await limiter.close()

@@ -21,6 +21,7 @@ from bot_ratelimit import (
 from bot_ratelimit.storage.leases import Claim
 from bot_ratelimit.storage.loops import Ticker
 from bot_ratelimit.storage.redis import scripts
+from bot_ratelimit.storage.redis import storage as redis_storage
 from bot_ratelimit.storage.redis.scripts import Script
 from bot_ratelimit.testing import Clock
 from tests.benches import TIMEOUT, eventually
@@ -96,6 +97,24 @@ async def test_bans_that_cannot_be_listed_are_logged_once(
     assert sum("could not be written" in message for message in caplog.messages) == 1
 
 
+async def test_only_what_the_storage_made_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client from a URL, and one that was handed over; others belong to the bot."""
+    closed = list[str]()
+
+    class Noting(aioredis.Redis):
+        async def aclose(self, close_connection_pool: bool | None = None) -> None:
+            closed.append("closed")
+
+    monkeypatch.setattr(redis_storage, "client_given_as", lambda url: Noting())
+    for storage, times in (
+        (RedisStorage("redis://"), 1),
+        (RedisStorage(Noting(), close_client=True), 2),
+        (RedisStorage(Noting()), 2),
+    ):
+        await storage.close()
+        assert len(closed) == times
+
+
 def test_deployments_of_sentinels_are_told_apart() -> None:
     """Two of them may use one name of a service, as `mymaster`; the order of hosts says nothing."""
 
@@ -125,3 +144,8 @@ async def test_a_ticker_that_ends_just_now_begins_again() -> None:
     owner = Owner()
     owner.ticker.start()
     await eventually(lambda: owner.calls == 2)
+    assert not await owner.ticker.stop()  # it has ended by itself
+    owner.ticker.start()
+    assert await owner.ticker.stop()
+    await asyncio.sleep(0.01)
+    assert owner.calls == 2
