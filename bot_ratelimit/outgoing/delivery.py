@@ -103,6 +103,8 @@ class Delivery:
         """Send a request now."""
         self.check_session_open(request.bot, request.method)
         if request.broadcast is not None:
+            if self._pacer.closed:  # a later run sends to the other chats
+                raise shutting_down(f"{describe(request)} was ")
             request.broadcast.leaving()
         self._queues.before_sending(request)
         self.in_flight += 1

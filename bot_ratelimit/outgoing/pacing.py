@@ -146,8 +146,6 @@ class Pacer:
                         await self.sleep(decision.retry_after + _jitter(_JITTER))
         await self.retake_turn(queue, entry)
         await self._wait_for_block(queue, entry)
-        if self.closed:  # a later run sends to the other chats
-            raise shutting_down(f"{describe(request)} was ")
 
     async def try_once(self, pace: Pace) -> float:
         """Take the permit of a draft or an action; return 0, or the seconds until one is free."""
