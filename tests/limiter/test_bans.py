@@ -312,6 +312,27 @@ async def test_a_raid_does_not_flood_the_log(caplog: pytest.LogCaptureFixture) -
     assert caplog.messages[21].startswith("Banned for 3600 s: bot:ratelimit:ban:5000 ")
 
 
+@pytest.mark.parametrize("bench", ["memory", "redis-server"], indirect=True)
+async def test_the_bans_of_a_subject_are_found(bench: Bench, limiter: Limiter) -> None:
+    """By hand and by a penalty, of user, chat, member and topic; the one that ends last first."""
+    topic, of_a_bot = Subject(user=42, chat=-100, topic=7), Subject(user=42, bot=5)
+    await limiter.ban(USER, "3h", "user")
+    await limiter.ban(Subject(chat=-100), "2h", "chat")
+    await limiter.ban(ANNA, None, "member")
+    await limiter.ban(of_a_bot, "4h", "one bot")
+    await limiter.ban(BORIS, "5h", "somebody else")
+    penalties = [Penalty("1/h", "10m", scope=scope) for scope in (Scope.USER, Scope.TOPIC)]
+    for _ in range(3):  # with a ban by hand the hit is not counted
+        await limiter.decider.hit(rules_of(["1/h", *penalties]), topic)
+    await settled(limiter)
+    reasons = [str(penalties[0])] * 2
+    found = await limiter.bans_of(topic)
+    assert [ban.reason for ban in found] == ["member", "user", "chat", *reasons]
+    assert {ban.subject for ban in found[3:]} == {USER, Subject(chat=-100, topic=7)}
+    assert [ban.reason for ban in await limiter.bans_of(of_a_bot)] == ["one bot", "user"]
+    assert await limiter.bans_of(Subject(user=1)) == []
+
+
 async def test_a_raid_does_not_fill_the_memory() -> None:
     """If the list does not answer, at most a hundred bans wait to be written; all of them hold."""
 

@@ -262,9 +262,14 @@ async def test_one_update_waits_for_one_deadline() -> None:
     calls, deadline = storage.calls, Deadline(limiter.timeout)
     assert (await limiter.hit(RULES, ANNA, deadline=deadline)).source == "policy"
     assert (storage.calls, deadline.left()) == (calls, 0.0)
+    async with limiter.slot(Concurrency(1), ANNA, deadline=deadline) as slot:
+        assert (slot.source, storage.calls) == ("policy", calls)
     deadline = Deadline(0.25)  # however long the bot itself was busy, a step has 0.3 of the time
     deadline.waited(time.monotonic() - 10, answered=True)
     assert deadline.left() == pytest.approx(0.075)
+    deadline = Deadline(100)
+    deadline.waited(time.monotonic() - 10, answered=True)
+    assert deadline.left() == pytest.approx(90, abs=1)
 
 
 async def test_health_knows_what_was_not_decided() -> None:
