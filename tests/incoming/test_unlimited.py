@@ -1,4 +1,4 @@
-"""Users to whom no limit applies."""
+"""Users to whom no limit applies, and handlers to which operators give one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from bot_ratelimit import Rule, Scope
+from bot_ratelimit import Limiter, MemoryStorage, RateLimitMiddleware, Rule, Scope
+from bot_ratelimit.admin.control import Control
 
-from .support import user
+from .support import Instance, user
 from .updates import limited
 
 
@@ -32,3 +33,18 @@ async def test_a_rule_that_does_not_apply_makes_no_decision() -> None:
     bot = limited(Rule("1/day", Scope.TOPIC))
     assert await bot.send("a") == await bot.send("b") == [True]
     assert bot.decisions == [None, None]
+
+
+async def test_operators_limit_a_handler_without_a_flag() -> None:
+    """What they give it counts instead of the common limit; each change applies."""
+    middleware = RateLimitMiddleware("9/m", limiter=Limiter(MemoryStorage()), live=True)
+    assert middleware.live is not None
+    control, bot = Control(middleware.limiter, "anna", patience=0), Instance(middleware)
+    await bot.send("a")
+    await middleware.live.refresh()
+    (name,) = (await control.instances())[0].handlers
+    for limit, sent, handled in (("2/h", 3, 2), ("9/h", 7, 6)):  # the refused one counts, too
+        await control.set_rule(name, limit)
+        await middleware.live.refresh()
+        assert sum(await bot.send(*["a"] * sent)) == handled
+    await middleware.close()

@@ -167,6 +167,7 @@ async def test_two_limiters_on_one_storage_report_a_batch_once(client: aioredis.
     first = Limiter(storage, observer=[recorder, recorder])
     Limiter(storage, observer=observers_of(observers_of(recorder), [other, recorder], None))
     await first.hit("9/s", ANNA)
+    await first.bans()  # which is no decision
     await storage.close()
     assert len(recorder.named("batch_answered")) == 1
     assert len(other.named("batch_answered")) == 1
