@@ -312,8 +312,7 @@ class Connection:
             request.answer(StorageError(text, kind="moved"))
         else:
             request.redirected = True
-            rest = request.deadline - self._batches.clock.now()
-            request.timeout = max(rest, 0.0)
+            request.timeout = max(request.deadline - self._batches.clock.now(), 0.0)
             host, port = redirect.address
             if host in ("", "?"):  # the node knows no name of the other: only the port differs
                 host = self.host
@@ -332,19 +331,17 @@ class Connection:
             each.waiting(self.name, batches.size)
         silence = now - batches.last_reply_at
         if sent and silence >= SILENCE:
-            error = StorageError(f"{self.where}: no answer for {silence:.1f} s", kind="timeout")
-            self._lost(error)
+            self._lost(StorageError(f"{self.where}: no answer for {silence:.1f} s", kind="timeout"))
         return not batches.is_idle
 
     def _timed_out(self, timeout: float) -> StorageError:
         """The error of a request that got no answer; without a connection it was never sent."""
         if not self.is_open:
             return NotConnectedError(f"not connected to {self.where} within {timeout:g} s")
-        text = f"no answer from {self.where} within {timeout:g} s"
         if self._is_late:
-            took = f"{self.where} takes {self.latency:.2f} s to answer"
-            text = f"{took}, the timeout is {timeout:g} s"
-        return StorageError(text, kind="timeout")
+            text = f"takes {self.latency:.2f} s to answer, the timeout is {timeout:g} s"
+            return StorageError(f"{self.where} {text}", kind="timeout")
+        return StorageError(f"no answer from {self.where} within {timeout:g} s", kind="timeout")
 
 
 def _backoff(failures: int) -> float:
