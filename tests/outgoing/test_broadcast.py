@@ -390,7 +390,7 @@ async def test_a_broadcast_that_is_ended_and_resumed(
     tmp_path: Path, end: signal.Signals, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No chat gets it twice; only chats named in flight lack it, and none that got a 429."""
-    path, chats = tmp_path / "journal", 1_000
+    path, chats = tmp_path / "journal", 400
     async with BotApi(Refusing()) as api:
         process = await start(api, path, chats)
         await api.called("sendMessage", 98, timeout=PATIENCE)
