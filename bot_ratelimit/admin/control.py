@@ -31,7 +31,7 @@ from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rule, Scope, Subject, notice_rules, rules_of
-from bot_ratelimit.storage.banlist import MAX_BANS, Ban
+from bot_ratelimit.storage.banlist import Ban
 
 if TYPE_CHECKING:
     from bot_ratelimit.incoming.middleware import RateLimitMiddleware
@@ -182,7 +182,7 @@ class Control(Reports):
     async def unban(self, subject: Subject) -> bool:
         """Lift every ban of exactly this subject, by hand or penalty; whether there was one.
 
-        With a user, also those in business chats.
+        With a user, also those in business chats, among the first 1,000 bans of the list.
         """
         before = await self.bans_to_lift(subject)
         subjects = {subject, *(ban.subject for ban in before)}
@@ -249,19 +249,19 @@ class Control(Reports):
     # --- how --------------------------------------------------------------------------------
 
     async def _bans_in_business(self, subject: Subject) -> list[Ban]:
-        """The bans of a user in business chats, of which only the list knows the connections."""
-        found: list[Ban] = []
+        """The bans of a user in business chats, among the first 1,000 of the list.
+
+        Only the list knows the connections. The page asks every two seconds, so once has to do.
+        """
         if subject.user is None or subject.chat not in (None, subject.user):
-            return found
-        for offset in range(0, MAX_BANS, 1_000):
-            page = await self.limiter.bans(offset, 1_000)
-            for ban in page:
-                user, chat, _, bot, business = ban.subject
-                if business and bot == subject.bot and subject.user in (user, chat):
-                    found.append(ban)
-            if len(page) < 1_000:
-                break
-        return found
+            return []
+        return [
+            ban
+            for ban in await self.limiter.bans(0, 1_000)
+            if ban.subject.business
+            and ban.subject.bot == subject.bot
+            and subject.user in (ban.subject.user, ban.subject.chat)
+        ]
 
     async def _peeked(self, rules: Sequence[Rule], subject: Subject) -> Decision | None:
         return answered(await self.limiter.peek(rules, subject)) if rules else None

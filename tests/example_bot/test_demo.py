@@ -155,7 +155,7 @@ def test_ctrl_c_during_the_import(
 
 @pytest.mark.slow
 async def test_a_newcomer_at_the_dashboard_sees_bans_and_changes_a_limit(start: Start) -> None:
-    """Without token, Telegram or Redis of one's own; Ctrl-C ends it with status 0 and no word."""
+    """It needs no token, Telegram or Redis; Ctrl-C ends it with status 0 and without an error."""
     process = await start("example_bot.demo.dashboard")
     door = (await process.said("  Open ")).split()[-1]
     async with ClientSession(f"{door.rpartition('/')[0]}/admin/") as session:

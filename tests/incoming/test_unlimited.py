@@ -1,4 +1,4 @@
-"""Users to whom no limit applies, and handlers to which operators give one."""
+"""Users without a limit, and handlers that get one from operators."""
 
 from __future__ import annotations
 

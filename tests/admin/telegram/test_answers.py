@@ -55,7 +55,7 @@ async def test_the_question_of_a_rollback_is_in_russian(bot: OperatedBot) -> Non
 
 
 async def test_a_group_is_not_called_a_channel(bot: OperatedBot) -> None:
-    """Whoever writes in the name of the group is an anonymous admin, and the question says so."""
+    """A message in the name of the group is by an anonymous admin, and the question says so."""
     reply = message("hi", **{"from": user(1087968824), "chat": GROUP, "sender_chat": GROUP})
     asked = await bot.says("/ban 1h", chat=GROUP, reply_to_message=reply)
     assert "channel <code>-100500</code> (or the anonymous admins of a group)" in asked
