@@ -22,9 +22,9 @@ from typing import Any, Final
 
 from bot_ratelimit.config.overrides import Overrides, applied
 from bot_ratelimit.errors import ConfigError, StorageError, printable
-from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.rule import Rules
+from bot_ratelimit.storage.deadline import Deadline
 from bot_ratelimit.storage.documents import Documents
 from bot_ratelimit.storage.loops import Seldom, Ticker
 

@@ -15,13 +15,13 @@ from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
 from bot_ratelimit.incoming.event_filter import Counted, EventFilter
 from bot_ratelimit.incoming.functions import NO_LIMIT, chosen, needs_event
 from bot_ratelimit.incoming.telling import Telling
-from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.limit import MAX_AMOUNT
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rules, Subject
+from bot_ratelimit.storage.deadline import Deadline
 from bot_ratelimit.storage.loops import Seldom
 
 log = logging.getLogger("bot_ratelimit")

@@ -35,11 +35,11 @@ from bot_ratelimit.incoming.backlog import period_of
 from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
 from bot_ratelimit.incoming.events import NEVER_REFUSED, is_from_bot, is_one_of, subject_of
 from bot_ratelimit.incoming.handler_names import HandlerNames
-from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.checks import check_whole
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.storage.base import Count
+from bot_ratelimit.storage.deadline import Deadline
 from bot_ratelimit.storage.guarded import Guard, Missing
 from bot_ratelimit.storage.loops import Tasks
 from bot_ratelimit.storage.memory import MemoryStorage
@@ -261,22 +261,18 @@ class _Lists:
         self, key: str, deadline: Deadline, call: Callable[[], Awaitable[T]]
     ) -> T | Missing:
         """The answer of the storage within what is left for this update, or why there is none."""
-        if not (left := deadline.left()):
-            return Missing.NOT_ASKED
-        began = time.monotonic()
-        answer: T | Missing = await self._guard.run([Count(key, _ANY)], _within, call, left)
-        deadline.waited(began, answered=not isinstance(answer, Missing))
-        return answer
+        counts, within = [Count(key, _ANY)], partial(_within, call)
+        return await self._guard.run(counts, within, deadline=deadline)
 
 
-async def _within(call: Callable[[], Awaitable[T]], seconds: float) -> T:
+async def _within(call: Callable[[], Awaitable[T]], *, timeout: float) -> T:
     asking = asyncio.ensure_future(call())
     try:
-        for wait in (seconds, _UNREAD):
+        for wait in (timeout, _UNREAD):
             await asyncio.wait([asking], timeout=wait)
             if asking.done():
                 return asking.result()
-        raise StorageError(f"no answer within {seconds:g} s", kind="timeout")
+        raise StorageError(f"no answer within {timeout:g} s", kind="timeout")
     finally:
         asking.cancel()
 

@@ -14,13 +14,13 @@ from cachetools import TTLCache
 from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError, printable
 from bot_ratelimit.limiter.arguments import FOREVER
-from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.observer import Observer
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Scope, Subject
 from bot_ratelimit.storage.banlist import Ban, BanList, BanTarget, MemoryBanList
 from bot_ratelimit.storage.base import Count, Storage
+from bot_ratelimit.storage.deadline import Deadline
 from bot_ratelimit.storage.loops import LOG_EVERY, Seldom, Tasks, Ticker
 from bot_ratelimit.storage.memory import MemoryStorage
 

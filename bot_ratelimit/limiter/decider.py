@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, TypeAlias
 
 from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.limiter.arguments import check_subject
 from bot_ratelimit.limiter.counts import counts_of_hit, once_key, trial_of
-from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decision import Decision, Source, conclude, said_by
 from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit
 from bot_ratelimit.rules.rule import Ids, OnError, Rule, Rules, Scope, Subject
 from bot_ratelimit.storage.base import Ask, Count, Op, ServerEvents, Storage, new_ask, new_count
-from bot_ratelimit.storage.guarded import Guard, Missing
+from bot_ratelimit.storage.deadline import Deadline
+from bot_ratelimit.storage.guarded import Guard
 from bot_ratelimit.storage.loops import Seldom
 from bot_ratelimit.storage.memory import MemoryStorage
 
@@ -85,7 +85,7 @@ class Decider:
         """Whether the storage is in this process, and cannot fail."""
         return self._memory is not None
 
-    async def hit(
+    def hit(
         self,
         rules: Rules,
         subject: Subject,
@@ -94,55 +94,55 @@ class Decider:
         *,
         peek: bool = False,
         deadline: Deadline | None = None,
-    ) -> Decision:
+    ) -> Coroutine[Any, Any, Decision]:
         """Decide about a hit; see `Limiter.hit`. With `peek` it is only looked at."""
         if rules is not self._last:
             self.expect(rules)
-        applied: Sequence[Rule] = rules
         only, memory = self._only, self._memory
-        plain: Rule | None = None
-        if only is not None and cost is None and once is None and not peek:  # nearly always
-            if type(subject) is not Subject:
-                check_subject(subject)
-            rule, limit, head, ids_of = only
-            ids, (_, _, _, bot, business) = ids_of(subject), subject
-            if type(ids) is int and bot is None and business is None:
-                key = f"{head}{ids}"
-            elif (found := rule.key(self.key_prefix, subject, limit)) is not None:
-                key = found
-            else:
-                return _unlimited(rule)
-            if memory is not None:
-                return said_by(rule, memory.hit(key, limit, rule.cost), "memory")
-            ask = new_ask(([new_count((key, limit, rule.cost, False, None))], _HIT, None))
-            plain = rule
-        else:
+        if only is None or cost is not None or once is not None or peek:
             ask, applied = self._asked(rules, subject, cost, once, peek)
-            if not applied:
-                return _unlimited(rules[0])
-            if memory is not None:
-                return self._conclude(subject, ask, applied, memory.answer(ask), "memory")
-        # As `ask` does, but without two coroutines: this is what every update costs.
-        left, began = self.guard.timeout, 0.0
+            return self._decide(subject, ask, applied or rules, deadline)
+        # Nearly always.
+        if type(subject) is not Subject:
+            check_subject(subject)
+        rule, limit, head, ids_of = only
+        ids, (_, _, _, bot, business) = ids_of(subject), subject
+        if type(ids) is int and bot is None and business is None:
+            key: str | None = f"{head}{ids}"
+        else:
+            key = rule.key(self.key_prefix, subject, limit)
+        if memory is not None and key is not None:
+            return _decide_in(memory, rule, limit, key)
+        counts = [] if key is None else [new_count((key, limit, rule.cost, False, None))]
+        return self._decide(subject, new_ask((counts, _HIT, None)), rules, deadline)
+
+    async def _decide(
+        self, subject: Subject, ask: Ask, rules: Sequence[Rule], deadline: Deadline | None
+    ) -> Decision:
+        """Decide about the counts of a hit, which are those of the rules."""
+        if not ask.counts:
+            return _unlimited(rules[0])
+        if self._memory is not None:
+            return self._conclude(subject, ask, rules, self._memory.answer(ask), "memory")
+        # As `Guard.run` does, but without two coroutines: this is what every update costs.
+        guard = self.guard
+        left, began = guard.timeout, 0.0
         if deadline is not None:
             left, began = deadline.left(), time.monotonic()
         verdicts: Sequence[Verdict] | None = None
-        admitted = self.guard.admit(ask.counts) if left else None
+        admitted = guard.admit(ask.counts) if left else None
         if admitted is not None:
             try:
                 verdicts = await self.storage.ask(ask, timeout=left)
             except BaseException as error:
-                self.guard.failed(admitted, ask.counts, error)
+                guard.failed(admitted, ask.counts, error)
             else:
-                self.guard.answered(admitted)
+                guard.answered(admitted)
         if deadline is not None:
             deadline.waited(began, answered=verdicts is not None)
         if verdicts is None:
-            return self._by_policy(subject, ask, applied)
-        if plain is not None:
-            decision = said_by(plain, verdicts[0], self.storage.source)
-        else:
-            decision = self._conclude(subject, ask, applied, verdicts, self.storage.source)
+            return self._by_policy(subject, ask, rules)
+        decision = self._conclude(subject, ask, rules, verdicts, self.storage.source)
         if self._remembers and decision.allowed:
             self.standby.answer(ask)
         return decision
@@ -153,29 +153,6 @@ class Decider:
         if not counts:
             return _unlimited(rules[0])
         return self._by_policy(subject, Ask(counts), applied)
-
-    async def ask(
-        self,
-        call: Callable[..., Any],
-        question: object,
-        counts: Sequence[Count],
-        deadline: Deadline | None,
-        **named: Any,
-    ) -> Any:
-        """Ask the storage, or a part of it, within what is left for this update.
-
-        `call` is one of its methods that takes a `timeout`, and `counts` says which server answers.
-        Without an answer this is `Missing`.
-        """
-        if deadline is None:
-            return await self.guard.run(counts, call, question, timeout=self.timeout, **named)
-        left = deadline.left()
-        if not left:
-            return Missing.NOT_ASKED
-        began = time.monotonic()
-        answer = await self.guard.run(counts, call, question, timeout=left, **named)
-        deadline.waited(began, answered=not isinstance(answer, Missing))
-        return answer
 
     def wait(self, counts: Sequence[Count]) -> float:
         """`retry_after` of a refusal by policy: seconds until the storage is asked again."""
@@ -255,6 +232,11 @@ class Decider:
         if len(rules) > 1 or not is_plain or not isinstance(limit, Limit) or limit.zone:
             return None
         return rule, limit, rule.head(self.key_prefix, limit), rule.ids
+
+
+async def _decide_in(memory: MemoryStorage, rule: Rule, limit: Limit, key: str) -> Decision:
+    """Decide about a single count in this process."""
+    return said_by(rule, memory.hit(key, limit, rule.cost), "memory")
 
 
 def _unlimited(rule: Rule) -> Decision:

@@ -10,7 +10,6 @@ from typing import Any, Final
 from bot_ratelimit.limiter.arguments import check_storage, check_subject
 from bot_ratelimit.limiter.bans import Bans
 from bot_ratelimit.limiter.counts import counts_of_hit
-from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.limiter.decision import Decision, RefusedError
 from bot_ratelimit.limiter.health import is_silent
@@ -31,6 +30,7 @@ from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import OnError, RuleLike, Rules, Subject, rules_of
 from bot_ratelimit.storage.base import Storage
+from bot_ratelimit.storage.deadline import Deadline
 from bot_ratelimit.storage.loops import Ticker
 
 
@@ -179,8 +179,6 @@ class Limiter(OperatorMethods):
     ) -> Decision:
         """Wait until a hit of the subject is allowed, and charge it then. Otherwise like `hit`.
 
-        `Decision.waited` is the time that it took.
-
         ::
 
             decision = await limiter.acquire("10/s", Subject(user=42), timeout=5)
@@ -191,7 +189,7 @@ class Limiter(OperatorMethods):
         wait, or if the limiter is closed. If Redis fails in the meantime, `on_error` answers. A
         cancelled call is not charged. A refund or a reset is noticed when the wait was to end.
         Waiting never causes a ban, but a user who is banned by a `Penalty` among the rules when the
-        wait begins is refused.
+        wait begins is refused. `Decision.waited` is the time that it took.
         """
         patience = check_wait(timeout)
         given = rules_of(rules)
@@ -199,8 +197,7 @@ class Limiter(OperatorMethods):
         limits = Rules(rule for rule in applied if not isinstance(rule, Penalty))
         if not counts:
             return await self.hit(given, subject, cost)  # this checks bans, and waits for nothing
-        if len(limits) < len(applied):
-            bans = Rules(rule for rule in applied if isinstance(rule, Penalty))
+        if bans := Rules(rule for rule in applied if isinstance(rule, Penalty)):
             closed = self._waiters.queues.closed
             decision = await self.peek(bans, subject)
             if not limits or not decision:

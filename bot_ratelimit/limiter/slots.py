@@ -15,7 +15,6 @@ from typing import Any, Final, cast
 
 from bot_ratelimit.errors import ConfigError, RateLimitError, printable
 from bot_ratelimit.limiter.arguments import check_subject
-from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.limiter.observer import Observer
 from bot_ratelimit.limiter.queues import Queues
@@ -24,6 +23,7 @@ from bot_ratelimit.rules.checks import check_wait
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.base import Count
+from bot_ratelimit.storage.deadline import Deadline
 from bot_ratelimit.storage.guarded import Missing
 from bot_ratelimit.storage.leases import Action, Claim, Grant, Leases
 from bot_ratelimit.storage.loops import Seldom, Tasks
@@ -173,10 +173,8 @@ class Slots:
         """Ask who keeps the lease."""
         if leases is self._standby:
             return await leases.claim(action, claim, timeout=self._decider.timeout)
-        grant: Grant | Missing = await self._decider.ask(
-            leases.claim, action, _counts(claim), deadline, claim=claim
-        )
-        return grant
+        guard = self._decider.guard
+        return await guard.run(_counts(claim), leases.claim, action, claim, deadline=deadline)
 
     async def close(self) -> None:
         """Refuse all waiters, and finish releases."""

@@ -29,6 +29,7 @@ from bot_ratelimit.errors import (
 )
 from bot_ratelimit.storage.base import ConnectionStatus, Count, ServerEvents, Storage
 from bot_ratelimit.storage.breaker import Breaker
+from bot_ratelimit.storage.deadline import Deadline
 from bot_ratelimit.storage.loops import Seldom
 
 log = logging.getLogger("bot_ratelimit")
@@ -212,20 +213,34 @@ class Guard:
         return Missing.UNKNOWN if sent else Missing.NOT_ASKED
 
     async def run(
-        self, counts: Sequence[Count], call: Callable[..., Awaitable[T]], *args: Any, **named: Any
+        self,
+        counts: Sequence[Count],
+        call: Callable[..., Awaitable[T]],
+        *args: Any,
+        deadline: Deadline | None = None,
+        timeout: float | None = None,
     ) -> T | Missing:
         """Make a call to the server of these counts, unless it is known not to answer.
 
-        `call` is a method of the storage, or of a part of it. Without an answer this is `Missing`.
+        `call` is a method of the storage, or of a part of it, that takes a `timeout` in seconds:
+        what is left until the deadline, or else this one, or that of the guard. Without an answer
+        this is `Missing`.
         """
-        admitted = self.admit(counts)
+        left, began = timeout or self.timeout, 0.0
+        if deadline is not None:
+            left, began = deadline.left(), time.monotonic()
+        admitted = self.admit(counts) if left else None
         if admitted is None:
             return Missing.NOT_ASKED
+        answer: T | Missing
         try:
-            answer = await call(*args, **named)
+            answer = await call(*args, timeout=left)
         except BaseException as error:
-            return self.failed(admitted, counts, error)
-        self.answered(admitted)
+            answer = self.failed(admitted, counts, error)
+        else:
+            self.answered(admitted)
+        if deadline is not None:
+            deadline.waited(began, answered=not isinstance(answer, Missing))
         return answer
 
     def wait(self, counts: Sequence[Count]) -> float:

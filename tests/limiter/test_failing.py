@@ -24,11 +24,11 @@ from bot_ratelimit import (
 )
 from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import NotConnectedError
-from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.rules.limit import Algorithm
 from bot_ratelimit.rules.rule import rules_of
 from bot_ratelimit.storage.base import Ask, ConnectionStatus, Count
+from bot_ratelimit.storage.deadline import Deadline
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.benches import eventually
 from tests.servers import Server, free_port

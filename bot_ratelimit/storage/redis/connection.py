@@ -134,14 +134,15 @@ class Connection:
 
     def enqueue(self, request: Request) -> None:
         """Send a request that already exists; see `submit`."""
-        self.open()
         batches, timeout = self._batches, request.timeout
+        if batches.wire is None or self._loop is not asyncio.get_running_loop():
+            self.open()
+            if self.last_error is not None:
+                raise copy(self.last_error)  # each with a traceback of its own
+            if timeout <= self._in_vain:
+                raise self._timed_out(timeout)
         now = batches.clock.now()
         request.deadline = now + timeout
-        if batches.wire is None and self.last_error is not None:
-            raise copy(self.last_error)  # each with a traceback of its own
-        if batches.wire is None and timeout <= self._in_vain:
-            raise self._timed_out(timeout)
         if len(batches.waiting) + batches.sent >= MAX_WAITING:
             raise QueueFullError(f"{MAX_WAITING} requests already wait for {self.where}")
         batches.clock.start(timeout)

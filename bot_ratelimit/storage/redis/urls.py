@@ -82,17 +82,7 @@ def client_from_url(url: str, defaults: Mapping[str, Any] = MappingProxyType({})
         ConfigError: The URL is wrong. The error says which part, and shows none of it: any part may
             belong to the password, as in `redis://:12/3@host`, whose password is `12/3`.
     """
-    if url != url.strip():
-        raise ConfigError("spaces or a line end around the URL: remove them")
-    match = _URL.fullmatch(url)
-    if match is None:
-        raise ConfigError("unknown scheme")
-    netloc, path, query = match["netloc"], match["path"], match["query"] or ""
-    if match["fragment"] or "@" in path or ("@" in query and "@" not in netloc):
-        raise ConfigError("a character of the password or the path is not escaped")
-    kind, tls = "unix" if match["scheme"] == "unix" else match["kind"] or "", bool(match["tls"])
-    if kind == "unix" and tls:
-        raise ConfigError("a socket has no TLS: write unix://")
+    kind, tls, netloc, path, query = _split(url)
     if uses_tls(defaults) and not tls:
         raise ConfigError("certificates are given, but the URL is without TLS: write rediss://")
     user, _, addresses = netloc.rpartition("@")
@@ -146,6 +136,22 @@ def is_host(text: str) -> bool:
     with suppress(ValueError):
         return bool(ip_address(text.partition("%")[0]))
     return False
+
+
+def _split(url: str) -> tuple[str, bool, str, str, str]:
+    """The kind, whether it has TLS, and the parts of a URL."""
+    if url != url.strip():
+        raise ConfigError("spaces or a line end around the URL: remove them")
+    match = _URL.fullmatch(url)
+    if match is None:
+        raise ConfigError("unknown scheme")
+    netloc, path, query = match["netloc"], match["path"], match["query"] or ""
+    if match["fragment"] or "@" in path or ("@" in query and "@" not in netloc):
+        raise ConfigError("a character of the password or the path is not escaped")
+    kind, tls = "unix" if match["scheme"] == "unix" else match["kind"] or "", bool(match["tls"])
+    if kind == "unix" and tls:
+        raise ConfigError("a socket has no TLS: write unix://")
+    return kind, tls, netloc, path, query
 
 
 def _hosts(addresses: str, kind: str) -> list[tuple[str, int]]:
