@@ -105,6 +105,7 @@ class ChatQueue(Pace):
         "full_at",
         "holder",
         "owed",
+        "users",
     )
 
     def __init__(self, key: PaceKey) -> None:
@@ -118,6 +119,8 @@ class ChatQueue(Pace):
         Telegram counts it, at the latest."""
         self.edits: dict[Hashable, Edits] = {}
         """Edits that a newer one may still replace."""
+        self.users = 0
+        """The number of requests that have come and are not answered yet."""
         self._replies: list[Entry] = []  # empty deques would be half of a queue's memory
         self._broadcasts: list[Entry] = []
 
@@ -128,7 +131,7 @@ class ChatQueue(Pace):
 
     def is_idle(self, now: float) -> bool:
         """Whether the queue can be dropped because nothing of it needs to be remembered."""
-        return self.holder is None and not self.waiting and super().is_idle(now)
+        return not self.users and super().is_idle(now)
 
     def unsent(self) -> Iterator[Request]:
         """What has not left yet, in order."""

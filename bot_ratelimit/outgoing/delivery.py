@@ -65,6 +65,7 @@ class Delivery:
         if queue.holder is not None:
             self._check_can_join(queue, request, edit)
         self._count(1)
+        queue.users += 1
         try:
             if edit is not None:
                 return await self._send_edit(queue, request, edit)
@@ -85,6 +86,7 @@ class Delivery:
                 raise _too_late(request) from None
             return await self._deliver(queue, request)
         finally:
+            queue.users -= 1
             self._count(-1)
 
     async def send_or_drop(self, pace: Pace, request: Request) -> Any:

@@ -173,6 +173,7 @@ class Pacer:
         late = min(_now() - permit.begins, self._budgets.refill)
         if late > 0:
             queue.counted_until = max(queue.counted_until, max(queue.full_at, _now()) + late)
+            queue.idle_until = max(queue.idle_until, queue.counted_until)
 
     def may_repeat(self, queue: ChatQueue, entry: Entry, seconds: float) -> bool:
         """Whether an entry may wait for a block of `seconds`."""
