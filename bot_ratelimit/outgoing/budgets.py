@@ -175,7 +175,8 @@ class Budgets:
 
 def _half(seconds: float, parts: int) -> Limit:
     """Half of the pace of a permit in so many seconds."""
-    return Limit(parts, min(2 * seconds, MAX_PERIOD_MS / 1_000), Algorithm.TOKEN_BUCKET)
+    period = min(max(2 * seconds, 0.001), MAX_PERIOD_MS / 1_000)
+    return Limit(parts, period, Algorithm.TOKEN_BUCKET)
 
 
 def _block(kind: Kind, method: str, ids: Ids) -> Penalty:

@@ -9,6 +9,17 @@ import pytest
 from .virtual import now, paced, virtual
 
 
+@pytest.mark.parametrize("limit", ["5000/s", "1000000/s", "1000000/s burst 5"])
+@virtual
+async def test_a_limit_may_be_as_high_as_any(limit: str) -> None:
+    """A budget of many thousands a second delays nothing, and fails no request."""
+    telegram, bot, _ = paced(per_chat=limit)
+    began = now()
+    await asyncio.gather(*(bot.send_message(7, "x") for _ in range(5)))
+    assert now() - began < 1
+    assert len(telegram.log) == 5
+
+
 @pytest.mark.parametrize("seconds", [3, 20])
 @virtual
 async def test_an_upload_counts_from_its_answer_on(seconds: int) -> None:
