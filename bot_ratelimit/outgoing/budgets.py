@@ -31,7 +31,7 @@ from bot_ratelimit.outgoing.pace import Pace, PaceKey
 from bot_ratelimit.rules.checks import number
 from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Algorithm, Limit
 from bot_ratelimit.rules.penalty import Penalty, block_at
-from bot_ratelimit.rules.rule import Ids, LimitLike, Rule, Rules, rule_at
+from bot_ratelimit.rules.rule import Ids, LimitLike, Rule, Rules, changed, rule_at
 
 PAID: Final = "1000/s"
 """Messages with `allow_paid_broadcast`: https://core.telegram.org/bots/faq#how-can-i-message-all-of-my-bot-39s-subscribers-at-once"""
@@ -42,6 +42,12 @@ _IN_TURN: Final = Limit(20, 1.0, Algorithm.TOKEN_BUCKET, 3)
 """Calls of one method in a chat: instances that sent at the same moment would all meet the 429."""
 _METHOD_PACE: Final = 0.5
 """Seconds for one call of a method, which a 429 doubles."""
+
+
+class BroadcastRule(Rule):
+    """The common limit of broadcasts, last of the rules; a business connection has its own."""
+
+    tells_left = False  # the decision tells what is left of the chat's
 
 
 class Budgets:
@@ -79,14 +85,10 @@ class Budgets:
             self.refill, self.parts = _seconds(self.chat), _PARTS
             amounts = self.chat.amount * _PARTS, self.chat.burst * _PARTS
             self._chat = Limit(amounts[0], self.chat.period, self.chat.algorithm, amounts[1])
-        self._broadcast = _rule("out:broadcast", _limit("broadcast", broadcast, margin))
-        self._paid = _rule("out:paid", _limit("broadcast", PAID, margin)) if broadcast else None
+        self._broadcast = _limit("broadcast", broadcast, margin)
+        self._paid = _limit("broadcast", PAID, margin) if broadcast else None
         self.bot_block: Final = block_at("out:blocked", _no_id)
         self._rules = lru_cache(maxsize=1024)(self._make_rules)
-
-    def broadcast(self, paid: bool) -> tuple[Rule, int] | None:
-        """The rule of broadcasts and the most it grants at once; None if there is no rule."""
-        return self._paid if paid else self._broadcast
 
     def most(self, pace: Pace, slow: bool, *, service: bool = False) -> int:
         """How many parts of permits of a chat can be taken at once."""
@@ -101,6 +103,7 @@ class Budgets:
         parts: int,
         slow: bool = False,
         whole: int = 0,
+        paid: bool | None = None,
         *,
         service: bool = False,
     ) -> Rules:
@@ -110,13 +113,14 @@ class Budgets:
             pace: The pace of the request.
             parts: How many; for a method, 0 if its calls are not kept apart.
             slow: Whether the pace is halved.
-            whole: How many a group counts, which is the whole request at once: it has no debt,
-                unless it is the only limit.
+            whole: How many a group and a broadcast count, which is the whole request at once: they
+                have no debt, unless a group is the only limit.
+            paid: Whether a broadcast pays for it; None if it is not part of one.
             service: Whether it makes a service message, which only a group counts.
         """
         key = pace.key
-        in_group = is_group(key.chat)
-        return self._rules(key.kind, key.method, _name(key), in_group, parts, slow, whole, service)
+        what = key.kind, key.method, _name(key), is_group(key.chat)
+        return self._rules(*what, parts, slow, whole, paid, service)
 
     def block(self, pace: Pace) -> Penalty:
         """The rule that refuses while these requests are blocked."""
@@ -144,9 +148,10 @@ class Budgets:
         parts: int,
         slow: bool,
         whole: int,
+        paid: bool | None,
         service: bool,
     ) -> Rules:
-        ids = _ids(name)
+        ids, items = _ids(name), whole // self.parts
         most = self.group.capacity if self.group else 0
         whole = min((whole if self.chat else parts) // self.parts, most)
         counted: list[tuple[str, Limit | None, int]]
@@ -169,6 +174,11 @@ class Budgets:
                 normal = max((_seconds(limit) for limit in limits if limit), default=1.0)
                 counted.append(("slow:", _half(normal, self.parts), parts if slow else 0))
         rules = [rule_at(f"out:{p}", limit, ids, n) for p, limit, n in counted if limit and n]
+        common = self._paid if paid else self._broadcast
+        if paid is not None and items and common and name != "":  # a method of no chat never waits
+            rule = BroadcastRule(common, cost=min(items, common.capacity))
+            path = "out:paid" if paid else "out:broadcast"
+            rules.append(changed(rule, path=path, ids=_no_id))
         blocks = [self.bot_block] if kind is Kind.MESSAGE else []
         return Rules([*blocks, _block(kind, method, ids), *rules])
 
@@ -202,10 +212,6 @@ def _limit(name: str, value: LimitLike | None, margin: float) -> Limit | None:
 def _seconds(limit: Limit) -> float:
     """Seconds for one permit."""
     return limit.period / limit.amount
-
-
-def _rule(path: str, limit: Limit | None) -> tuple[Rule, int] | None:
-    return None if limit is None else (rule_at(path, limit, _no_id, 1), limit.capacity)
 
 
 def _name(key: PaceKey) -> str | None:

@@ -57,6 +57,12 @@ class Request:
         return self
 
     @property
+    def paid(self) -> bool | None:
+        """Whether a broadcast pays for it; None if it is not part of one."""
+        found = bool(getattr(self.method, "allow_paid_broadcast", False))
+        return None if self.broadcast is None else found
+
+    @property
     def requests(self) -> list[Request]:
         """Those that end with it."""
         return [self]

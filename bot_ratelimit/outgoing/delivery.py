@@ -184,7 +184,6 @@ class Delivery:
             await queue.turn(entry)
             while True:
                 permit = await self._pacer.take(queue, entry)
-                await self._pacer.take_for_broadcast(queue, entry)
                 queue.seal(entry)
                 sent, result = await self._attempt(queue, entry, permit)
                 if sent:

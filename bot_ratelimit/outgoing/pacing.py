@@ -1,4 +1,4 @@
-"""Pacing: a request waits for a permit of its chat, and a broadcast for one of the whole bot."""
+"""Pacing: a request waits for a permit of its chat, and in a broadcast of the whole bot, too."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import asyncio
 import math
 import random
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Final, NamedTuple
 
 from bot_ratelimit.errors import NotSentError
 from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.outgoing.budgets import Budgets
+from bot_ratelimit.outgoing.budgets import BroadcastRule, Budgets
 from bot_ratelimit.outgoing.chat_queue import ChatQueue, Entry, Request
 from bot_ratelimit.outgoing.floods import Floods, describe, retry_after
 from bot_ratelimit.outgoing.methods import Kind
 from bot_ratelimit.outgoing.pace import Pace
 from bot_ratelimit.outgoing.permits import Permits
-from bot_ratelimit.rules.rule import Rules, Subject
+from bot_ratelimit.rules.rule import Rules
 from bot_ratelimit.storage.loops import PerLoop
 
 # Random delays, so that instances that wait for the same permit do not all ask at once.
@@ -28,6 +28,8 @@ _JITTER_AFTER_429: Final = 0.2
 class Permit(NamedTuple):
     """A permit that was taken."""
 
+    parts: int
+    """Of how many parts it consists."""
     begins: float
     """When its refill begins, by the loop's clock: at once, or after that of earlier permits.
     Infinite if it took nothing that is refilled."""
@@ -53,10 +55,8 @@ class Pacer:
         self._floods = floods
         self._max_wait = max_wait
         self._sleeping: set[asyncio.Future[None]] = set()
-        # One broadcast of a bot asks for a permit, the others wait behind it.
-        self._gates = PerLoop[dict[tuple[int, bool], asyncio.Lock]](
-            lambda: defaultdict(asyncio.Lock)
-        )
+        # One broadcast of a bot asks for permits, the others wait behind it.
+        self._gates = PerLoop[dict[Hashable, asyncio.Lock]](lambda: defaultdict(asyncio.Lock))
 
     def close(self) -> None:
         """End all waits: each raises NotSentError."""
@@ -78,7 +78,7 @@ class Pacer:
             self._sleeping.discard(closing)
 
     async def take(self, queue: ChatQueue, entry: Entry) -> Permit:
-        """Take the permits of an entry in its chat; return when it may be sent.
+        """Take the permits of an entry; return when it may be sent.
 
         What exceeds a burst, for example an album, is taken afterwards, before the next request is
         sent.
@@ -88,13 +88,14 @@ class Pacer:
             TelegramRetryAfter: A block lasts longer than the request waits.
         """
         request, budgets = entry.newest, self._budgets
+        if request.broadcast is not None and not request.attempts:  # it is paid for once
+            request.method = request.broadcast.priced(request.method)
+        cost = request.traffic.cost(request.method) * budgets.parts
         if queue.key.kind is Kind.METHOD:  # those that may wait are kept apart in their chat
             apart = request.may_wait and queue.key.chat != ""
-            _, permit = await self._take(queue, entry, int(apart))
-            return permit
-        cost = request.traffic.cost(request.method) * budgets.parts
+            return await self._take(queue, entry, int(apart), cost)
         if request.traffic.kind is Kind.SERVICE:
-            _, permit = await self._take(queue, entry, cost, cost, service=True)
+            permit = await self._take(queue, entry, cost, cost, service=True)
             return permit._replace(begins=math.inf)  # of the chat's bucket it takes nothing
         own = left = min(cost, budgets.most(queue, queue.slow(_now())))
         if budgets.refill and (full_for := _now() - queue.full_at) > 0:  # which pays debts, too
@@ -109,49 +110,23 @@ class Pacer:
             if together > budgets.most(queue, queue.slow(_now())):  # what is owed goes first
                 together = owed or left
             is_own = together > owed and left == own
-            part, permit = await self._take(queue, entry, together, cost if is_own else 0)
+            permit = await self._take(queue, entry, together, cost if is_own else 0)
             if queue.counted_until == counted_until:
                 queue.counted_until = 0.0
-            paid = min(part, owed)
+            paid = min(permit.parts, owed)
             owed -= paid
             queue.owed = max(0, queue.owed - paid)  # which another request may have raised
-            left -= part - paid
+            left -= permit.parts - paid
         queue.owed += cost - own
         owed_until = queue.full_at + queue.owed / budgets.parts * budgets.refill
         queue.idle_until = max(queue.idle_until, owed_until)
         return permit
 
-    async def take_for_broadcast(self, queue: ChatQueue, entry: Entry) -> None:
-        """Take a broadcast permit, in the order of the requests, while replies go first."""
-        request = entry.newest
-        if request.broadcast is None:
-            return
-        queue.release(entry)
-        if not request.attempts:  # a request that is sent again is not paid for again
-            request.method = request.broadcast.priced(request.method)
-        paid = bool(getattr(request.method, "allow_paid_broadcast", False))
-        if (budget := self._budgets.broadcast(paid)) is not None:
-            rule, capacity = budget
-            bot = request.bot.id
-            rules, subject = Rules((self._budgets.bot_block, rule)), Subject(bot=bot)
-            left = request.traffic.cost(request.method)
-            async with self._gates.get()[bot, paid]:
-                while left:
-                    part = min(left, capacity)
-                    decision = await self._permits.take(rules, subject, part)
-                    if decision.allowed:
-                        left -= part
-                    else:
-                        self._check_can_wait(entry, decision.retry_after)
-                        await self.sleep(decision.retry_after + _jitter(_JITTER))
-        await self.retake_turn(queue, entry)
-        await self._wait_for_block(queue, entry)
-
     async def try_once(self, pace: Pace) -> float:
         """Take the permit of a draft or an action; return 0, or the seconds until one is free."""
         if (blocked := self._floods.blocked_for(pace)) > 0:
             return blocked
-        decision = await self._ask(pace, self._budgets.rules(pace, 1))
+        _, decision = await self._ask(pace, self._budgets.rules(pace, 1))
         if not decision.allowed:
             self._floods.note_refusal(pace, decision)
         return decision.retry_after
@@ -195,27 +170,45 @@ class Pacer:
         queue: ChatQueue,
         entry: Entry,
         parts: int,
-        in_group: int = 0,
+        whole: int = 0,
         *,
         service: bool = False,
-    ) -> tuple[int, Permit]:
-        """Take parts of permits, as many as can be taken at once; return how many."""
+    ) -> Permit:
+        """Take parts of permits, as many as can be taken at once."""
         was_open = not self.closed
         while True:
             await self._wait_for_block(queue, entry)
             slow = queue.slow(_now())  # which may have changed during a wait
             part = min(parts, self._budgets.most(queue, slow, service=service))
-            asked = _now()
-            decision = await self._ask(
-                queue, self._budgets.rules(queue, part, slow, in_group, service=service)
+            rules = self._budgets.rules(
+                queue, part, slow, whole, entry.newest.paid, service=service
             )
+            if isinstance(rules[-1], BroadcastRule):
+                asked, decision = await self._ask_in_gate(queue, entry, rules)
+            else:
+                asked, decision = await self._ask(queue, rules)
             if was_open and self.closed:  # meanwhile; the log has said that it was not sent
                 raise shutting_down(f"{describe(entry.newest)} was ")
             if decision.allowed:
-                return part, self._permit(queue, 0 if service else part, decision, asked)
+                return self._permit(queue, 0 if service else part, decision, asked)
             if not self._floods.note_refusal(queue, decision):
                 self._check_can_wait(entry, decision.retry_after)
                 await self._sleep(queue, entry, decision.retry_after + _jitter(_JITTER))
+
+    async def _ask_in_gate(
+        self, queue: ChatQueue, entry: Entry, rules: Rules
+    ) -> tuple[float, Decision]:
+        """Ask in the order of the broadcasts, while replies to the chat go first."""
+        queue.release(entry)
+        async with self._gates.get()[queue.key.bot, rules[-1].path]:
+            asked, decision = await self._ask(queue, rules)
+            while not decision.allowed and isinstance(decision.rule, BroadcastRule):
+                self._check_can_wait(entry, decision.retry_after)
+                await self.sleep(decision.retry_after + _jitter(_JITTER))
+                asked, decision = await self._ask(queue, rules)
+        await self.retake_turn(queue, entry)
+        await self._wait_for_block(queue, entry)
+        return asked, decision
 
     def _permit(self, queue: ChatQueue, part: int, decision: Decision, asked: float) -> Permit:
         """Describe a permit by the state of the bucket that it was taken from.
@@ -230,14 +223,14 @@ class Pacer:
             begins = max(asked, queue.full_at)
         if queue.key.kind is Kind.MESSAGE:
             queue.full_at = begins + part / self._budgets.parts * self._budgets.refill
-        return Permit(begins, quiet)
+        return Permit(part, begins, quiet)
 
-    async def _ask(self, pace: Pace, rules: Rules) -> Decision:
+    async def _ask(self, pace: Pace, rules: Rules) -> tuple[float, Decision]:
         now = _now()
         decision = await self._permits.take(rules, pace.subject)
         if decision.allowed:
             pace.idle_until = max(pace.idle_until, now + decision.reset_after)
-        return decision
+        return now, decision
 
     async def _wait_for_block(self, queue: ChatQueue, entry: Entry) -> None:
         while (rest := self._floods.blocked_for(queue)) > 0:

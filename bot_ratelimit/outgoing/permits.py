@@ -39,11 +39,11 @@ class Permits:
             remembers=True,
         )
 
-    async def take(self, rules: Rules, subject: Subject, cost: int | None = None) -> Decision:
-        """Take a permit from each of the rules, or from none of them."""
+    async def take(self, rules: Rules, subject: Subject) -> Decision:
+        """Take permits from each of the rules, or from none of them."""
         if self.closed:
-            return self._decider.decide_alone(rules, subject, cost)
-        return await self._decider.hit(rules, subject, cost)
+            return self._decider.decide_alone(rules, subject)
+        return await self._decider.hit(rules, subject)
 
     async def block(self, rule: Penalty, subject: Subject, seconds: float) -> None:
         """Let `rule` refuse everything for `seconds`, on all instances."""
