@@ -147,9 +147,9 @@ class Decider:
             self.standby.answer(ask)
         return decision
 
-    def decide_alone(self, rules: Rules, subject: Subject, cost: int | None = None) -> Decision:
+    def decide_alone(self, rules: Rules, subject: Subject) -> Decision:
         """Decide without asking the storage, by the policy."""
-        counts, applied = counts_of_hit(self.key_prefix, rules, subject, cost)
+        counts, applied = counts_of_hit(self.key_prefix, rules, subject, None)
         if not counts:
             return _unlimited(rules[0])
         return self._by_policy(subject, Ask(counts), applied)

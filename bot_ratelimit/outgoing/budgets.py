@@ -54,7 +54,8 @@ class Budgets:
     """The rules that a request must satisfy.
 
     Fixed windows become sliding windows here: two full fixed windows one after the other could let
-    twice as much through as Telegram accepts in that time.
+    twice as much through as Telegram accepts in that time. A window of one becomes the same as a
+    bucket, which also knows what an album owes.
 
     Each period is made longer by the margin, a share of it: two requests that are sent a second
     apart arrive 0.98 seconds apart if the first one was slower.
@@ -204,8 +205,8 @@ def _limit(name: str, value: LimitLike | None, margin: float) -> Limit | None:
         raise ConfigError(f"{name}: {error}") from None
     period = min(limit.period * (1 + margin), MAX_PERIOD_MS / 1_000)
     algorithm = limit.algorithm
-    if algorithm is Algorithm.FIXED_WINDOW:
-        algorithm = Algorithm.SLIDING_WINDOW
+    if algorithm is not Algorithm.TOKEN_BUCKET:
+        algorithm = Algorithm.SLIDING_WINDOW if limit.amount > 1 else Algorithm.TOKEN_BUCKET
     return Limit(limit.amount, period, algorithm, limit.burst)
 
 

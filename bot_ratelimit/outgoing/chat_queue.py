@@ -110,16 +110,12 @@ class ChatQueue(Pace):
         "edits",
         "full_at",
         "holder",
-        "owed",
         "users",
     )
 
     def __init__(self, key: PaceKey) -> None:
         super().__init__(key)
         self.holder: Entry | None = None
-        self.owed = 0
-        """Permits not yet taken for what was sent, for example for an album that exceeds the
-        burst."""
         self.full_at = self.counted_until = 0.0
         """When the permits taken so far will be refilled, by the loop's clock; and the same as
         Telegram counts it, at the latest."""

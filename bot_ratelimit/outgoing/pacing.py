@@ -80,8 +80,8 @@ class Pacer:
     async def take(self, queue: ChatQueue, entry: Entry) -> Permit:
         """Take the permits of an entry; return when it may be sent.
 
-        What exceeds a burst, for example an album, is taken afterwards, before the next request is
-        sent.
+        What exceeds a burst, for example of an album, is charged to the chat afterwards: no
+        instance sends to it before the budget covers that.
 
         Raises:
             NotSentError: The request would have to wait, and may not.
@@ -97,29 +97,18 @@ class Pacer:
         if request.traffic.kind is Kind.SERVICE:
             permit = await self._take(queue, entry, cost, cost, service=True)
             return permit._replace(begins=math.inf)  # of the chat's bucket it takes nothing
-        own = left = min(cost, budgets.most(queue, queue.slow(_now())))
-        if budgets.refill and (full_for := _now() - queue.full_at) > 0:  # which pays debts, too
-            queue.owed = max(0, queue.owed - math.floor(full_for / budgets.refill * budgets.parts))
-            queue.full_at += full_for
-        owed, counted_until = queue.owed, queue.counted_until
-        late = counted_until - max(_now(), queue.full_at)
-        if late > 0:  # time pays for it, too, so it is owed only once something was taken
-            owed += math.ceil(min(late / budgets.refill, 1) * budgets.parts)
-        while left > 0:
-            together = owed + left
-            if together > budgets.most(queue, queue.slow(_now())):  # what is owed goes first
-                together = owed or left
-            is_own = together > owed and left == own
-            permit = await self._take(queue, entry, together, cost if is_own else 0)
-            if queue.counted_until == counted_until:
-                queue.counted_until = 0.0
-            paid = min(permit.parts, owed)
-            owed -= paid
-            queue.owed = max(0, queue.owed - paid)  # which another request may have raised
-            left -= permit.parts - paid
-        queue.owed += cost - own
-        owed_until = queue.full_at + queue.owed / budgets.parts * budgets.refill
-        queue.idle_until = max(queue.idle_until, owed_until)
+        most = budgets.most(queue, queue.slow(_now()))
+        own = min(cost, most)
+        behind = queue.counted_until - max(_now(), queue.full_at)
+        late = math.ceil(min(behind / budgets.refill, 1) * budgets.parts) if behind > 0 else 0
+        if late + own > most:  # what came late goes first
+            await self._take(queue, entry, late)
+            late = 0
+        permit = await self._take(queue, entry, late + own, cost)
+        if (left := late + cost - permit.parts) > 0:
+            rules = budgets.rules(queue, 1, queue.slow(_now()))
+            await self._permits.charge(rules, queue.subject, left)
+            queue.full_at += left / budgets.parts * budgets.refill
         return permit
 
     async def try_once(self, pace: Pace) -> float:
@@ -166,13 +155,7 @@ class Pacer:
         return self._max_wait[Kind.EDIT if request.traffic.kind is Kind.EDIT else queue.key.kind]
 
     async def _take(
-        self,
-        queue: ChatQueue,
-        entry: Entry,
-        parts: int,
-        whole: int = 0,
-        *,
-        service: bool = False,
+        self, queue: ChatQueue, entry: Entry, parts: int, whole: int = 0, *, service: bool = False
     ) -> Permit:
         """Take parts of permits, as many as can be taken at once."""
         was_open = not self.closed

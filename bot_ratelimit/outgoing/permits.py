@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from bot_ratelimit.limiter.counts import counts_to_adjust
 from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.penalty import Penalty, blocking
 from bot_ratelimit.rules.rule import Rules, Subject
+from bot_ratelimit.storage.base import Ask, Op
 
 _ALONE: Final = (
     "this process paces requests by itself: n instances send up to n times the budget, "
@@ -44,6 +46,14 @@ class Permits:
         if self.closed:
             return self._decider.decide_alone(rules, subject)
         return await self._decider.hit(rules, subject)
+
+    async def charge(self, rules: Rules, subject: Subject, cost: int) -> None:
+        """Take permits that are not there: a bucket is then below empty, a window forgets them."""
+        counts, _ = counts_to_adjust(self._decider.key_prefix, rules, subject, cost)
+        ask = Ask(counts, Op.CHARGE)
+        if counts and not self.closed:
+            await self._decider.guard.run(counts, self._decider.storage.ask, ask)
+        self._decider.standby.answer(ask)
 
     async def block(self, rule: Penalty, subject: Subject, seconds: float) -> None:
         """Let `rule` refuse everything for `seconds`, on all instances."""

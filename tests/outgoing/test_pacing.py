@@ -235,7 +235,7 @@ async def test_what_an_album_owes_is_neither_forgotten_nor_kept_too_long() -> No
     await bot(album.model_copy(update={"chat_id": 9}))
     await news
     await bot.send_message(9, "next")
-    assert near(telegram.times(9), [0, 1, 7])
+    assert near(telegram.times(9), [0, 6, 7])
 
 
 @virtual
@@ -349,7 +349,7 @@ async def test_waits_and_waiting_requests_are_reported() -> None:
     _, bot, _ = paced(telegram, observer=recorder, per_chat="1/10s")
     await asyncio.gather(*(bot.send_message(7, f"{i}") for i in range(3)))
     waits = [waited for *_, waited in recorder.named("request_done")]
-    assert waits == pytest.approx([0, 10, 20], abs=0.2)
+    assert waits == pytest.approx([0, 10, 20], abs=0.5)
     assert max(count for _, count in recorder.named("queued")) >= 2
     assert recorder.named("queued")[-1] == ("queued", 0)
     recorder.events.clear()

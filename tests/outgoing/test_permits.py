@@ -10,7 +10,8 @@ from aiogram.exceptions import TelegramRetryAfter
 from aiogram.methods import SendMediaGroup
 from aiogram.types import InputMediaPhoto
 
-from bot_ratelimit import Status, without_waiting
+from bot_ratelimit import Limiter, NotSentError, Status, waiting_up_to, without_waiting
+from bot_ratelimit.testing import FlakyStorage
 from example_bot.demo.floods import FloodControl
 from tests.recorder import Recorder
 
@@ -92,6 +93,41 @@ async def test_replies_during_a_broadcast_are_no_flood(each: int) -> None:
         await asyncio.sleep(random.choice([0, 0.05, 0.2]))
     await asyncio.gather(*sending)
     assert floods.refused == 0
+
+
+@pytest.mark.parametrize("per_chat", ["1/s burst 5", "1/s"])
+@virtual
+async def test_albums_of_several_instances_are_no_flood(per_chat: str) -> None:
+    """What an album owes is charged to the budget that all instances share; time pays for it."""
+    for seed in range(4):
+        random.seed(seed)
+        floods = FloodControl(clock=now, bulk=1_000_000)
+        limiter, options = virtual_limiter(), {"per_chat": per_chat, "margin": 0.02}
+        telegrams = [Telegram(floods, latency=0.04) for _ in range(2)]
+        bots = [paced(each, limiter=limiter, **options)[1] for each in telegrams]
+        sending = []
+        for _ in range(60):
+            chat, items = random.choice([7, 8, -9]), random.choice([1, 1, 1, 4, 10])
+            sending.append(asyncio.create_task(random.choice(bots)(album_of(items, chat))))
+            await asyncio.sleep(random.choice([0, 0.3, 4, 8]))
+        await asyncio.gather(*sending)
+        assert floods.refused == 0
+
+
+@pytest.mark.parametrize("is_down", [False, True])
+@virtual
+async def test_without_the_storage_an_album_is_owed_as_well(is_down: bool) -> None:
+    """This process remembers it, whether the storage failed before the album or after it."""
+    storage = FlakyStorage()
+    _, bot, _ = paced(limiter=Limiter(storage, on_error="memory", clock=now))
+    began = now()
+    if is_down:
+        storage.fail()
+    await bot(album_of(10))
+    storage.fail()
+    with waiting_up_to(5.7), pytest.raises(NotSentError, match="would have to wait 6 s"):
+        await bot.send_message(7, "x")
+    assert now() - began < 0.1
 
 
 @virtual

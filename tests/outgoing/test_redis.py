@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import redis.asyncio as aioredis
 from aiogram import Bot
+from aiogram.types import InputMediaPhoto
 from fakeredis import FakeAsyncRedis, FakeServer
 
 from bot_ratelimit import (
@@ -56,6 +57,17 @@ async def test_instances_share_a_budget(shared: Any) -> None:
     await asyncio.gather(*(bot.send_message(7, "x") for bot in (one, two) for _ in range(4)))
     assert len(telegram.log) == 8
     assert telegram.times()[-1] >= 0.29
+
+
+async def test_instances_share_what_an_album_owes(shared: Any) -> None:
+    """After an album of six and a burst of two, the other instance waits for all six permits."""
+    one, two = (
+        instance(shared, Telegram(latency=0.001), per_chat="1/50ms burst 2") for _ in range(2)
+    )
+    await one.send_media_group(7, [InputMediaPhoto(media="1")] * 6)
+    began = now()
+    await two.send_message(7, "x")
+    assert now() - began >= 0.23
 
 
 async def test_a_block_is_a_key_with_a_ttl(shared: Any) -> None:
