@@ -153,8 +153,6 @@ class Budgets:
         service: bool,
     ) -> Rules:
         ids, items = _ids(name), whole // self.parts
-        most = self.group.capacity if self.group else 0
-        whole = min((whole if self.chat else parts) // self.parts, most)
         counted: list[tuple[str, Limit | None, int]]
         if kind is Kind.DRAFT:
             numbers = ["", *map(str, range(2, len(self.drafts) + 1))]
@@ -168,17 +166,17 @@ class Budgets:
             if slow:
                 counted.append((f"slow:method:{method}:", _half(_METHOD_PACE, 1), 1))
         else:
-            counted = [("group:", self.group if in_group else None, whole)]
+            group = self.group if in_group else None
+            most = group.capacity if group else 0
+            counted = [("group:", group, min(items if self.chat else parts, most))]
             if not service:
                 counted.insert(0, ("chat:", self._chat, parts))
-                limits = [self.chat, self.group if in_group else None]
-                normal = max((_seconds(limit) for limit in limits if limit), default=1.0)
+                normal = max((_seconds(each) for each in (self.chat, group) if each), default=1.0)
                 counted.append(("slow:", _half(normal, self.parts), parts if slow else 0))
         rules = [rule_at(f"out:{p}", limit, ids, n) for p, limit, n in counted if limit and n]
-        common = self._paid if paid else self._broadcast
+        common, path = (self._paid, "out:paid") if paid else (self._broadcast, "out:broadcast")
         if paid is not None and items and common and name != "":  # a method of no chat never waits
             rule = BroadcastRule(common, cost=min(items, common.capacity))
-            path = "out:paid" if paid else "out:broadcast"
             rules.append(changed(rule, path=path, ids=_no_id))
         blocks = [self.bot_block] if kind is Kind.MESSAGE else []
         return Rules([*blocks, _block(kind, method, ids), *rules])
