@@ -143,8 +143,9 @@ class Decider:
         if verdicts is None:
             return self._by_policy(subject, ask, rules)
         decision = self._conclude(subject, ask, rules, verdicts, self.storage.source)
-        if self._remembers and decision.allowed:
-            self.standby.answer(ask)
+        if self._remembers and decision.allowed:  # also if the standby would have refused it
+            charged = [count for count in ask.counts if count.penalty is None]
+            self.standby.answer(Ask(charged, Op.CHARGE))
         return decision
 
     def decide_alone(self, rules: Rules, subject: Subject) -> Decision:

@@ -10,7 +10,14 @@ from aiogram.exceptions import TelegramRetryAfter
 from aiogram.methods import SendMediaGroup
 from aiogram.types import InputMediaPhoto
 
-from bot_ratelimit import Limiter, NotSentError, Status, waiting_up_to, without_waiting
+from bot_ratelimit import (
+    Limiter,
+    MemoryStorage,
+    NotSentError,
+    Status,
+    waiting_up_to,
+    without_waiting,
+)
 from bot_ratelimit.testing import FlakyStorage
 from example_bot.demo.floods import FloodControl
 from tests.recorder import Recorder
@@ -128,6 +135,19 @@ async def test_without_the_storage_an_album_is_owed_as_well(is_down: bool) -> No
     with waiting_up_to(5.7), pytest.raises(NotSentError, match="would have to wait 6 s"):
         await bot.send_message(7, "x")
     assert now() - began < 0.1
+
+
+@virtual
+async def test_without_the_storage_every_permit_is_known() -> None:
+    """Also one for which it was a moment too early by the clock of this process."""
+    storage = FlakyStorage(MemoryStorage(clock=now))
+    _, bot, _ = paced(limiter=Limiter(storage, on_error="memory", clock=now))
+    for _ in range(8):
+        await bot.send_message(7, "x")
+        await asyncio.sleep(1)
+    storage.fail()
+    with waiting_up_to(1), pytest.raises(NotSentError, match="would have to wait 4 s"):
+        await bot.send_message(7, "x")
 
 
 @virtual
