@@ -271,7 +271,8 @@ def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
 
 @lru_cache(1024)  # `hit("5/10s", …)` is called with the same few texts again and again
 def _rules_of_text(text: str) -> Rules:
-    return _together([Rule(part.strip()) for part in text.split(";")])
+    parts = [text] if "://" in text else text.split(";")  # a URL is told as such
+    return _together([Rule(part.strip()) for part in parts])
 
 
 def _rules_of_several(values: list[RuleLike]) -> Rules:
