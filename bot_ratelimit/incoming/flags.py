@@ -37,7 +37,7 @@ from bot_ratelimit.incoming.key_conflicts import conflicts
 from bot_ratelimit.rules.checks import check_name
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule, Rules, Scope, rules_of
+from bot_ratelimit.rules.rule import Rule, Rules, Scope, changed, rules_of
 
 FLAG: Final = "rate_limit"
 
@@ -276,11 +276,12 @@ def _rules_of_flag(value: Any) -> Rules:
 
 def _slots_of(flag: Mapping[str, Any], name: str) -> Concurrency:
     given = flag["concurrent"]
-    if isinstance(given, Concurrency):
-        if given.name:
-            return given
-        return Concurrency(given.amount, given.scope, shorten_name(name), lease=given.lease)
-    return Concurrency(given, flag.get("scope", Scope.USER), shorten_name(name))
+    own = shorten_name(name)
+    if not isinstance(given, Concurrency):
+        given = Concurrency(given, flag.get("scope", Scope.USER), own)
+    elif not given.name:
+        given = Concurrency(given.amount, given.scope, own, lease=given.lease)
+    return changed(given, on_error=flag.get("on_error"))
 
 
 def _all_named(given: Any) -> bool:

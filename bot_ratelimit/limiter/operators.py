@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from bot_ratelimit.errors import ConfigError, StorageError
+from bot_ratelimit.errors import ConfigError, StorageError, printable
 from bot_ratelimit.limiter.arguments import (
     check_ban_length,
     check_bannable,
@@ -109,7 +109,7 @@ class OperatorMethods:
                 "A reset holds in this process only: %s. Repeat it when Redis answers again, to "
                 "delete the counts in Redis (%s)",
                 str(error).rstrip("."),
-                ", ".join(count.key for count in counts),
+                ", ".join(printable(count.key) for count in counts),
             )
         self._bans.remove_penalty_bans(subject, counts)
         return found > 0
