@@ -7,6 +7,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -288,7 +289,10 @@ async def test_mistakes_with_the_decorator_are_errors() -> None:
         flags.rate_limit("2/m", 1)
     for handler in ("2/m", None, flags.rate_limit("1/m")):
         bot = limited(None, ())
-        bot.dispatcher.message.register(handler)  # type: ignore[arg-type] # the mistake
+        with suppress(TypeError):  # aiogram before 3.22 tells of the first two by itself
+            bot.dispatcher.message.register(handler)  # type: ignore[arg-type] # the mistake
+        if not bot.dispatcher.message.handlers:
+            continue
         error = r"(?s)handler is .*: expected a function.*limit=function"
         with pytest.raises(ConfigError, match=error):
             await bot.dispatcher.emit_startup()
