@@ -63,8 +63,7 @@ class Waiters:
     ) -> Decision:
         """Wait for `timeout` seconds at most, or forever; a cancelled call is not charged.
 
-        The rules are without penalties, and these are their counts: callers with the same keys wait
-        in one queue.
+        The rules have no penalties. Callers whose counts have the same keys wait in one queue.
         """
         time = asyncio.get_running_loop().time
         began, keys = time(), _keys(counts)

@@ -335,8 +335,7 @@ def _scope_of(scope: Scope | str | CustomScope) -> Scope | CustomScope:
         return Scope(scope)
     except ValueError:
         names = ", ".join(repr(each.value) for each in Scope)
-        text = f"scope={scope!r}: expected one of {names}, for example Scope.USER"
-        raise ConfigError(text) from None
+        raise ConfigError(f"scope={scope!r}: expected one of {names}, or a Scope") from None
 
 
 def _realm(subject: Subject) -> str:
