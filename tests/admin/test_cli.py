@@ -131,6 +131,8 @@ async def test_a_mistake_is_one_line_before_anything_is_asked(bot: Instance) -> 
         "set massages 2/m": "no rule is called 'massages': expected one of ban, bots:member, ",
         "set messages 2h --json": "'2h'",
         "ban 0 1h": "0 is not the id of a user or a chat, such as 42 or -100123",
+        "ban -100 1h --as_user --yes": "no such option: --as_user",
+        "ban 42 1h -yes": "no such option: -es",
         "exempt 777000": "share: use the id of one user or chat",
         "penalty 3/h 1x": "'1x'",
         "rollback 99": "there is no version 99",

@@ -20,7 +20,8 @@ from bot_ratelimit.errors import ConfigError
 
 _DECLARED: Final = {"rules": "--rule", "off": "--off/--on", "exempt": "--not", "id": "ID"}
 """Options whose names are not those of their fields."""
-# Ids of chats are negative, and must not be parsed as options.
+# Ids of chats are negative, and must not be parsed as options. Other unknown options become
+# arguments, which `_validated` refuses.
 _IDS: Final = {"ignore_unknown_options": True}
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
@@ -111,6 +112,9 @@ def _validated(operation: Operation, given: dict[str, Any]) -> Any:
     if "exempt" in given:
         given["exempt"] = not given["exempt"]
     try:
+        for text in given.values():
+            if isinstance(text, str) and text.startswith("-"):  # see `_IDS`
+                raise ConfigError(f"no such option: {text[:100]}")
         return checked(operation.fields, given)
     except ConfigError as error:
         fail(error)
