@@ -243,7 +243,8 @@ def test_help_version_and_mistakes_do_not_wait_for_aiogram() -> None:
 async def test_a_user_is_banned_and_unbanned(bot: Instance) -> None:
     """`ban` shows and asks; `show`, `try` and `bans` say until when, by whom and why.
 
-    A negative id is a chat's; a ban with `--chat` is of a user there, and is lifted with it.
+    A negative id is a chat's; a ban with `--chat` is of a user there, and is lifted with it. If a
+    page of the list is full, a line says so.
     """
     asked = await run("ban", "42", "forever", "spam", typed="n\n")
     first, reason, _ = asked.out.splitlines()
@@ -257,10 +258,14 @@ async def test_a_user_is_banned_and_unbanned(bot: Instance) -> None:
     assert (done.status, done.out.splitlines()[-1]) == (0, "User 42 is banned forever.")
     whos = [(each.json["subject"]["user"], each.json["subject"]["chat"]) for each in (chat, member)]
     assert whos == [(None, -100), (43, -100)]
-    shown, tried, listed = await asyncio.gather(run("show", "42"), run("try", "42"), run("bans"))
+    shown, tried, listed, page = await asyncio.gather(
+        run("show", "42"), run("try", "42"), run("bans"), run("bans", "--limit", "2")
+    )
     assert re.search(r"^Banned forever, by \S+@\S+, spam$", shown.out, re.MULTILINE)
     assert (tried.status, tried.out) == (1, "Refused: banned forever.\n")
     assert re.search(r"^User 42 +forever +\S+@\S+ +spam", listed.out, re.MULTILINE)
+    assert page.out.splitlines()[-1] == "There may be more: --offset 2"
+    assert "There may be more" not in listed.out
     forgiven = await run("forgive", "42", "--yes")
     assert forgiven.out.splitlines()[-1].startswith("Still banned forever, by ")
     limited = await run("exempt", "42", "--not", "--yes")

@@ -74,6 +74,8 @@ def _command(operation: Operation) -> Callable[..., None]:
             terminal.print_json(value)
         else:
             terminal.say(terminal.laid_out(operation.sheet(ENGLISH, found)))
+            if operation.name == "bans" and len(found) == sent.limit:
+                terminal.say([f"There may be more: --offset {sent.offset + sent.limit}"])
         _end(operation, found)
 
     fields = operation.fields.model_fields.items()

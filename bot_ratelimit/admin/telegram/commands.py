@@ -208,6 +208,9 @@ class Operator:
         sheet, buttons = operation.sheet(self.words, found), self.buttons
         if operation.name == "limits":
             sheet = self._with_commands(sheet)
+        if operation.name == "bans" and len(found) == sent.limit:
+            text = self.words("The first {count}. There may be more.", count=sent.limit)
+            sheet = replace(sheet, foot=[text])
         page = page_of(sheet, number)
         if operation.name == "show":
             subject = Subject(**found.subject)

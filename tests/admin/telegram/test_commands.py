@@ -11,6 +11,7 @@ import pytest
 from bot_ratelimit import MemoryStorage, RedisStorage, Rule, Scope, Subject
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.sheets import Sheet
+from bot_ratelimit.admin.telegram import commands
 from bot_ratelimit.admin.telegram.messages import page_of
 from bot_ratelimit.storage.base import Storage
 from tests.admin.telegram.operators import ANNA, BORIS, GROUP, OperatedBot, operated_bot_on
@@ -200,8 +201,11 @@ async def test_what_needs_an_option_says_which() -> None:
         assert "Healthy, in this process alone: without Redis" in await bot.says("/health")
 
 
-async def test_pages_are_turned(storage: Storage) -> None:
-    """Long lists have pages that fit into a message, with buttons for next and previous."""
+async def test_pages_are_turned(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long lists have pages that fit into a message, with buttons for next and previous.
+
+    Of the bans these are the first 1,000, and a line says so if there may be more.
+    """
     rules = [Rule("3/h", name=f"long{'😀' * 90}{n}") for n in range(60)]
     async with operated_bot_on(storage, *rules) as bot:
         for command in ("/limits", "/who 42"):
@@ -226,6 +230,9 @@ async def test_pages_are_turned(storage: Storage) -> None:
         assert ("‹ 2" in bot.buttons, "4 ›" in bot.buttons) == (True, False)
         assert "<code>119</code>: banned" in await bot.presses("119")
         assert "r" * 500 in str(bot.shown[-1].text)
+        assert "There may be more" not in await bot.says("/bans")
+        monkeypatch.setitem(commands._ALL, "bans", {"limit": 20})
+        assert (await bot.says("/bans")).endswith("\n\nThe first 20. There may be more.")
 
 
 async def test_hostile_names_and_reasons_stay_text(storage: Storage) -> None:
