@@ -97,7 +97,8 @@ def forgiven(words: Words, found: Forgiven) -> Sheet:
     subject = capital(who(words, found.subject))
     lines = [words("{who}: there was nothing to forgive.", who=subject)]
     if found.rules:
-        rules = joined(code(name, 100) for name in found.rules)
+        names = [code(name, 100) for name in found.rules]
+        rules = joined(names if len(names) <= 20 else [*names[:20], "…"])
         lines = [words("{who} is forgiven: {rules}", who=subject, rules=rules)]
     if found.banned is not None:
         ban = ban_words(words, found.banned)
@@ -266,7 +267,7 @@ async def rollback(control: Control, words: Words, sent: fields.Rollback) -> Que
         points = [words(text, version=live.version)]
     else:
         changed = differences(live, target, await control.limits())
-        points = [Marked(words.known(each)) for each in changed]
+        points = [joined([words.known(each)]) for each in changed]
         points = points or [words("Nothing changes: both versions are the same.")]
     if target.version:
         text = "Version {version}: {what}, by {name}, {at}"

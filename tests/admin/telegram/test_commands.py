@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from typing import Any
 
@@ -14,7 +13,14 @@ from bot_ratelimit.admin.sheets import Sheet
 from bot_ratelimit.admin.telegram import commands
 from bot_ratelimit.admin.telegram.messages import page_of
 from bot_ratelimit.storage.base import Storage
-from tests.admin.telegram.operators import ANNA, BORIS, GROUP, OperatedBot, operated_bot_on
+from tests.admin.telegram.operators import (
+    ANNA,
+    BORIS,
+    GROUP,
+    OperatedBot,
+    operated_bot_on,
+    units,
+)
 from tests.incoming.support import message, user
 from tests.servers import Server
 from tests.tables import table
@@ -258,11 +264,6 @@ async def test_hostile_names_and_reasons_stay_text(storage: Storage) -> None:
             assert not {"\u202e"} & set(text)
             assert "\nUser 43" not in text
             assert units(text) <= 4096
-
-
-def units(text: str) -> int:
-    """The length of a message as Telegram counts it."""
-    return len(html.unescape(re.sub(r"<[^>]*>", "", text)).encode("utf-16-le")) // 2
 
 
 async def test_redis_away_is_a_short_answer(own_server: Server, own: RedisStorage) -> None:
