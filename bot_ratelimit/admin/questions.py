@@ -17,7 +17,7 @@ from bot_ratelimit.admin.words import Marked, Words, capital, code, joined, mome
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.config.report import EVERYWHERE, report_of
 from bot_ratelimit.config.tables import penalty_of
-from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.errors import RateLimitError
 from bot_ratelimit.limiter.arguments import check_ban_length
 from bot_ratelimit.rules.rule import Scope, Subject
 from bot_ratelimit.storage.banlist import Ban
@@ -134,7 +134,7 @@ async def ban(control: Control, words: Words, sent: fields.Ban) -> Question:
 async def _without_effect(control: Control, words: Words, subject: Subject) -> list[Marked]:
     try:
         view = await control.show(subject)
-    except ConfigError:  # where each bot counts for itself, there is no state for all bots
+    except RateLimitError:  # no state of all bots where each counts for itself, or a broken count
         return []
     if view.exempt:
         text = "It has no effect as long as {who} is exempt."

@@ -175,8 +175,8 @@ class Operator:
         if operation.name == "ban" and subject.user is not None:
             subject = subject._replace(chat=None)  # in a group: everywhere
         if operation.name == "unban":
-            ban = (await self.control.show(subject)).banned
-            subject = subject if ban is None else ban.subject
+            bans = await self.control.limiter.bans_of(subject)
+            subject = bans[0].subject if bans else subject
         id_ = subject.chat if subject.user is None else subject.user
         chat = None if subject.user is None else subject.chat
         as_user = subject.user is not None and subject.user < 0  # a channel that writes in groups
