@@ -240,6 +240,10 @@ def test_help_version_and_mistakes_do_not_wait_for_aiogram() -> None:
     assert {*re.findall(r"^\| `bot-ratelimit (\w+)", text, re.MULTILINE)} == {*group.commands}
 
 
+LONG = " ".join(["spam"] * 90)
+"""A reason."""
+
+
 async def test_a_user_is_banned_and_unbanned(bot: Instance) -> None:
     """`ban` shows and asks; `show`, `try` and `bans` say until when, by whom and why.
 
@@ -251,7 +255,7 @@ async def test_a_user_is_banned_and_unbanned(bot: Instance) -> None:
     assert first.startswith("Everything from user 42 is refused forever, except payments and ")
     assert (asked.status, reason) == (5, "Reason: spam")
     done, chat, member = await asyncio.gather(
-        run("ban", "42", "forever", "spam", "--yes"),
+        run("ban", "42", "forever", LONG, "--yes"),
         run("ban", "-100", "1h", "--yes", "--json"),
         run("ban", "43", "1h", "--chat", "-100", "--yes", "--json"),
     )
@@ -261,9 +265,9 @@ async def test_a_user_is_banned_and_unbanned(bot: Instance) -> None:
     shown, tried, listed, page = await asyncio.gather(
         run("show", "42"), run("try", "42"), run("bans"), run("bans", "--limit", "2")
     )
-    assert re.search(r"^Banned forever, by \S+@\S+, spam$", shown.out, re.MULTILINE)
+    assert re.search(rf"^Banned forever, by \S+@\S+, {LONG}$", shown.out, re.MULTILINE)
     assert (tried.status, tried.out) == (1, "Refused: banned forever.\n")
-    assert re.search(r"^User 42 +forever +\S+@\S+ +spam", listed.out, re.MULTILINE)
+    assert re.search(rf"^User 42 +forever +\S+@\S+ +{LONG[:199]}", listed.out, re.MULTILINE)
     assert page.out.splitlines()[-1] == "There may be more: --offset 2"
     assert "There may be more" not in listed.out
     forgiven = await run("forgive", "42", "--yes")
