@@ -31,7 +31,7 @@ app = typer.Typer(
     "environment and .env as the bot.",
     epilog="Exit status: 0 done; 1 the answer is no; 2 a mistake in the command or configuration; "
     "3 Redis cannot be reached; 4 somebody else changed the limits in the meantime; "
-    "5 not confirmed; 6 degraded.",
+    "5 not confirmed; 6 health says degraded.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
