@@ -200,18 +200,16 @@ class OutgoingLimits(BaseRequestMiddleware):
         check_setup(bot, dispatcher)
         found = [each for each in bot.session.middleware if isinstance(each, OutgoingLimits)]
         if found and self not in found:
-            raise ConfigError(
-                f"setup: the session of bot {bot.id} already has OutgoingLimits; use those, "
-                "because two would count each request twice"
-            )
+            raise ConfigError(f"setup: bot {bot.id} already has OutgoingLimits; use those")
         if not found:
             bot.session.middleware(self)
         self._is_set_up = True
-        if dispatcher is not None:
+        if dispatcher is not None and all(
+            each.callback != self._on_shutdown for each in dispatcher.shutdown.handlers
+        ):
             dispatcher.startup.register(self.open)
-            dispatcher.shutdown.register(self.close)
-            stops = getattr(dispatcher, "stopped_message_generation", None)
-            if stops is not None and self._queues.on_stop not in list(stops.outer_middleware):
+            dispatcher.shutdown.register(self._on_shutdown)
+            if (stops := getattr(dispatcher, "stopped_message_generation", None)) is not None:
                 stops.outer_middleware.register(self._queues.on_stop)
         return self
 
@@ -301,8 +299,7 @@ class OutgoingLimits(BaseRequestMiddleware):
             self._observer.request_done(type(method).__name__, request.outcome, waited)
 
     async def _paced(self, request: Request) -> Any:
-        method, traffic = request.method, request.traffic
-        kind = traffic.kind
+        method, kind = request.method, request.traffic.kind
         self._delivery.check_session_open(request.bot, method)
         key = key_of(request, chat_of(method))
         if kind is Kind.DRAFT:
@@ -311,7 +308,7 @@ class OutgoingLimits(BaseRequestMiddleware):
             return await self._delivery.send_or_drop(self._queues.find(key, Pace), request)
         edit = None
         if kind is Kind.EDIT and self._merge_edits and not request.broadcast and request.may_wait:
-            edit = edit_of(method, traffic)
+            edit = edit_of(method, request.traffic)
         return await self._delivery.send_paced(self._queues.find(key, ChatQueue), request, edit)
 
     def _look(self) -> dict[str, Any]:
@@ -327,6 +324,9 @@ class OutgoingLimits(BaseRequestMiddleware):
     async def open(self) -> None:
         """Allow requests to wait again, after a `close`."""
         self._pacer.closed = self._permits.closed = False
+
+    async def _on_shutdown(self) -> None:
+        await self.close()  # aiogram would pass dp["timeout"] on to a parameter of that name
 
     async def close(self, timeout: float = 5.0) -> None:
         """End all waiting requests and wait for those in progress.
