@@ -156,7 +156,7 @@ class Broadcast(Generic[T]):
             self._floods += requests.floods
         if sent is None:
             return None
-        if sent and not requests.has_tried:
+        if sent and not requests.left:
             if not self._warned:
                 self._warned = True
                 log.warning(
@@ -180,6 +180,8 @@ class Broadcast(Generic[T]):
         while True:
             try:
                 result = await self._send(target)
+                if requests.error is not None and not requests.left:
+                    raise requests.error  # `send` has caught it, but the chat got nothing
             except StarsSpentError as error:
                 return Sent(chat, Status.UNKNOWN, None, error) if requests.left else None
             except ShuttingDownError:

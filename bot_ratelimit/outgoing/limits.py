@@ -215,10 +215,7 @@ class OutgoingLimits(BaseRequestMiddleware):
 
     @asynccontextmanager
     async def broadcasting(self) -> AsyncIterator[None]:
-        """Treat everything that is sent inside as part of a broadcast.
-
-        It also takes from the broadcast budget, and lets replies go first.
-        """
+        """Let what is sent inside also take from the broadcast budget, and let replies go first."""
         token = broadcast_scope.set(broadcast_scope.get() or BroadcastScope())
         try:
             yield
@@ -246,7 +243,7 @@ class OutgoingLimits(BaseRequestMiddleware):
 
         Args:
             chats: Ids, each of them once, from any iterable or async iterable.
-            send: Sends to one chat, with a bot that is set up; called once for each chat.
+            send: Sends to one chat, with a bot that is set up; again only if the chat got nothing.
             journal: Records what was done, so that the next run does not repeat it.
             progress: Counts outcomes and shows the progress.
             in_flight: How many chats are sent to at the same time: the budget per second times the
@@ -290,7 +287,9 @@ class OutgoingLimits(BaseRequestMiddleware):
         began = clock()
         try:
             return await self._paced(request)
-        except TelegramAPIError as error:
+        except Exception as error:
+            if scope is not None:
+                scope.error = error
             if flood_wait(error) is not None:
                 request.outcome = "flooded"
             raise

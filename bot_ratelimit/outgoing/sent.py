@@ -32,6 +32,8 @@ class Status(Enum):
     `UNKNOWN`     all or a part of it may have been delivered, or no request was seen; it is not
                   sent again
     ============  ==================================================================
+
+    If `send` catches an error and the chat got nothing, the outcome is that of the error.
     """
 
     SENT = "sent"
@@ -50,7 +52,7 @@ class Sent(Generic[T]):
         chat: The chat, as it was given to `OutgoingLimits.broadcast`.
         status: What happened.
         result: What `send` returned; None unless it returned.
-        error: What `send` raised; None unless it raised.
+        error: What `send` raised, or caught if the chat got nothing; None without an error.
         moved_to: Id of the supergroup that the group has become; None unless it has.
     """
 
