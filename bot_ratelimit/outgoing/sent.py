@@ -9,6 +9,7 @@ from typing import Any, Final, Generic, TypeVar
 from aiogram.exceptions import (
     TelegramAPIError,
     TelegramBadRequest,
+    TelegramEntityTooLarge,
     TelegramForbiddenError,
     TelegramNetworkError,
     TelegramServerError,
@@ -80,7 +81,9 @@ def status_of(error: Exception) -> Status:
 
 def was_refused(error: TelegramAPIError) -> bool:
     """Whether Telegram has certainly not taken the request."""
-    return never_left(error) or not isinstance(error, _UNCLEAR)
+    # A file that is too large is a network error to aiogram, but it is an answer: 413.
+    is_answer = isinstance(error, TelegramEntityTooLarge) or not isinstance(error, _UNCLEAR)
+    return is_answer or never_left(error)
 
 
 def never_left(error: Exception) -> bool:

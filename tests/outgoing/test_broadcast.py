@@ -19,6 +19,7 @@ from aiogram import Bot
 from aiogram.exceptions import (
     ClientDecodeError,
     TelegramBadRequest,
+    TelegramEntityTooLarge,
     TelegramForbiddenError,
     TelegramMigrateToChat,
     TelegramNetworkError,
@@ -122,6 +123,7 @@ async def test_errors_of_send_are_no_errors_of_telegram(caplog: pytest.LogCaptur
             (TelegramForbiddenError(NO_METHOD, "user is deactivated"), Status.GONE, 1),
             (TelegramBadRequest(NO_METHOD, "Bad Request: chat not found"), Status.GONE, 1),
             (TelegramBadRequest(NO_METHOD, "message is too long"), Status.FAILED, 1),
+            (TelegramEntityTooLarge(NO_METHOD, "Request Entity Too Large"), Status.FAILED, 1),
             (TelegramNetworkError(NO_METHOD, "Request timeout error"), Status.UNKNOWN, 1),
             (TelegramMigrateToChat(NO_METHOD, "moved", -100_5), Status.MIGRATED, 2),
             (no_connection(), Status.SENT, 2),
