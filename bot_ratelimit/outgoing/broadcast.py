@@ -31,7 +31,7 @@ T = TypeVar("T", bound="int | str")
 
 # Without a connection nothing was sent, so the same chat is tried again after these seconds.
 _RECONNECT: Final = (1, 2, 4, 8, 15, 30, 30, 30)
-# Seconds for answers when the generator is closed; as long as `OutgoingLimits.close` waits.
+# Seconds for answers when it ends early; as long as `OutgoingLimits.close` waits.
 _PATIENCE: Final = 5.0
 # These are no bugs of `send`. The second is a page of Telegram's proxy in place of an answer.
 _EXPECTED: Final = (TelegramAPIError, ClientDecodeError, NotSentError)
@@ -82,6 +82,7 @@ class Broadcast(Generic[T]):
             asyncio.create_task(self._work(source, outcomes)) for _ in range(in_flight)
         ]
         running = in_flight
+        patience: float | None = None
         try:
             while running:
                 if (sent := await outcomes.get()) is None:
@@ -91,6 +92,7 @@ class Broadcast(Generic[T]):
             for worker in self._workers:
                 await worker  # which raises if the source failed, or the bot is shutting down
         except (asyncio.CancelledError, GeneratorExit, ShuttingDownError) as error:
+            patience = _PATIENCE
             if isinstance(error, GeneratorExit):
                 await self._finish()
             await self._stop()
@@ -102,7 +104,7 @@ class Broadcast(Generic[T]):
             await self._stop()
             if self._journal is not None:
                 self._journal.close()
-            await self._progress.finish()
+            await self._progress.finish(patience)
             if self._floods:
                 log.warning("Broadcast: %d requests were answered with 429", self._floods)
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiogram.methods import EditMessageText
 
 from bot_ratelimit import Journal, NotSentError, Progress
 
-from .virtual import Telegram, paced, virtual
+from .virtual import Telegram, now, paced, virtual
 
 
 def interrupted(caplog: pytest.LogCaptureFixture) -> str:
@@ -102,6 +103,28 @@ async def test_closing_a_broadcast_waits_for_what_was_sent(
     assert Journal(path).in_flight == ()
     assert interrupted(caplog).startswith(f"Broadcast interrupted: {sent} of 999")
     assert "may have got it" not in interrupted(caplog)
+
+
+@virtual
+async def test_a_progress_that_is_not_shown_holds_up_no_interruption() -> None:
+    """Edits that hang let Ctrl-C, or any other cancellation, end a broadcast within 5 s."""
+    telegram, bot, outgoing = paced()
+    message = (await bot.send_message(500, "0")).as_(bot)
+    telegram.latency = lambda: 1e6 if isinstance(telegram.left[-1], EditMessageText) else 0.02
+
+    async def broadcast() -> None:
+        send = lambda chat: bot.send_message(chat, "x")  # noqa: E731 - as users write it
+        async for _ in outgoing.broadcast(range(1, 999), send, progress=Progress(message=message)):
+            pass
+
+    task = asyncio.create_task(broadcast())
+    await asyncio.sleep(6)
+    assert any(isinstance(each, EditMessageText) for each in telegram.left)
+    began = now()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert now() - began == pytest.approx(5)
 
 
 @virtual
