@@ -91,7 +91,7 @@ class Broadcast(Generic[T]):
                     yield sent
             for worker in self._workers:
                 await worker  # which raises if the source failed, or the bot is shutting down
-        except (asyncio.CancelledError, GeneratorExit, ShuttingDownError) as error:
+        except BaseException as error:
             patience = _PATIENCE
             if isinstance(error, GeneratorExit):
                 await self._finish()

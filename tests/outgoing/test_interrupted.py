@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,23 @@ async def test_a_message_of_two_that_a_shutdown_cuts_is_counted(
         async for _ in outgoing.broadcast([1, 2], send):
             pass
     assert "; 2 more may have got it" in interrupted(caplog)
+
+
+@virtual
+async def test_a_source_that_fails_ends_a_broadcast(caplog: pytest.LogCaptureFixture) -> None:
+    """What was begun is finished, the error is raised, and the log says how far it came."""
+    telegram, bot, outgoing = paced()
+
+    async def chats() -> AsyncIterator[int]:
+        for chat in range(1, 20):
+            yield chat
+        raise ConnectionError("database")
+
+    with pytest.raises(ConnectionError, match="database"):
+        async for _ in outgoing.broadcast(chats(), lambda chat: bot.send_message(chat, "x")):
+            pass
+    assert interrupted(caplog).startswith("Broadcast interrupted: 19: 19 sent; ")
+    assert len(telegram.log) == 19
 
 
 @virtual
