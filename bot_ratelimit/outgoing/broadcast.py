@@ -19,7 +19,7 @@ from aiogram.exceptions import ClientDecodeError, TelegramAPIError, TelegramMigr
 
 from bot_ratelimit.errors import NotSentError
 from bot_ratelimit.outgoing.journal import Journal
-from bot_ratelimit.outgoing.pacing import ShuttingDownError
+from bot_ratelimit.outgoing.pacing import Pacer, ShuttingDownError
 from bot_ratelimit.outgoing.progress import Progress
 from bot_ratelimit.outgoing.scope import BroadcastScope, broadcast_scope
 from bot_ratelimit.outgoing.sent import Sent, Status, never_left, status_of
@@ -45,6 +45,7 @@ class Broadcast(Generic[T]):
         journal: Knows which chats are done.
         progress: Counts the outcomes.
         stars: Pays for messages.
+        pacer: Ends waits when the bot shuts down.
         is_set_up: Whether a bot is set up, so that the requests of `send` are seen.
     """
 
@@ -54,6 +55,7 @@ class Broadcast(Generic[T]):
         journal: Journal | None,
         progress: Progress,
         stars: Stars,
+        pacer: Pacer,
         *,
         is_set_up: bool,
     ) -> None:
@@ -61,6 +63,7 @@ class Broadcast(Generic[T]):
         self._journal = journal
         self._progress = progress
         self._stars = stars
+        self._pacer = pacer
         self._is_set_up = is_set_up
         self._floods = 0  # how many requests were answered with 429
         self._unknown = 0  # how many chats may have got something when their worker was stopped
@@ -204,7 +207,7 @@ class Broadcast(Generic[T]):
                 again = never_left(error) and not requests.left
                 if not again or (wait := next(waits, None)) is None:
                     return Sent(chat, _status(error, requests), None, error, moved)
-                await asyncio.sleep(wait)
+                await self._pacer.sleep(0 if self._pacer.closed else wait)
             else:
                 return Sent(chat, Status.MIGRATED if moved else Status.SENT, result, None, moved)
 

@@ -259,9 +259,9 @@ class OutgoingLimits(BaseRequestMiddleware):
         check_broadcast(chats, send, journal, progress)
         check_whole("in_flight", in_flight, 1)
         progress = progress or Progress()
-        paid = Stars(stars, when_spent)
         self._progresses.add(progress)
-        broadcast = Broadcast(send, journal, progress, paid, is_set_up=self._is_set_up)
+        paid, is_set_up = Stars(stars, when_spent), self._is_set_up
+        broadcast = Broadcast(send, journal, progress, paid, self._pacer, is_set_up=is_set_up)
         return broadcast.run(chats, in_flight)
 
     async def __call__(self, make_request: Send, bot: Bot, method: Method) -> Any:

@@ -26,8 +26,6 @@ from aiogram.exceptions import (
 )
 from aiogram.methods import EditMessageText, SendMessage
 from aiogram.types import InputMediaPhoto
-from aiohttp import ClientConnectorError
-from aiohttp.client_reqrep import ConnectionKey
 
 from bot_ratelimit import (
     ConfigError,
@@ -49,16 +47,9 @@ from tests.servers import PATIENCE
 from tests.tables import table
 
 from . import programs
-from .virtual import Telegram, now, paced, too_many, virtual, virtual_limiter
+from .virtual import Telegram, no_connection, now, paced, too_many, virtual, virtual_limiter
 
 NO_METHOD: Any = None
-
-
-def no_connection() -> TelegramNetworkError:
-    error = TelegramNetworkError(NO_METHOD, "ClientConnectorError")
-    key = ConnectionKey("api.telegram.org", 443, True, None, None, None, None)
-    error.__cause__ = ClientConnectorError(key, OSError("refused"))
-    return error
 
 
 def to_each(bot: Bot, **options: Any) -> Callable[[int], Awaitable[Any]]:

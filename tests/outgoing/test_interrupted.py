@@ -14,7 +14,7 @@ from aiogram.methods import EditMessageText
 
 from bot_ratelimit import Journal, NotSentError, Progress
 
-from .virtual import Telegram, now, paced, virtual
+from .virtual import Telegram, no_connection, now, paced, virtual
 
 
 def interrupted(caplog: pytest.LogCaptureFixture) -> str:
@@ -37,6 +37,21 @@ async def test_a_shutdown_of_the_bot_logs_the_progress(
     line = interrupted(caplog)
     assert f"Broadcast interrupted: {len(telegram.log)}: {len(telegram.log)} sent" in line
     assert line.endswith(f". Run it again with {path} to continue")
+
+
+@virtual
+async def test_a_shutdown_ends_a_broadcast_without_a_connection() -> None:
+    """It does not wait for its next try, which is up to 30 s away, nor begin to wait for one."""
+    for seconds in (16.0, 15.45):  # between two tries, and during one
+        _, bot, outgoing = paced(errors=[no_connection()] * 9, latency=0.1)
+        asyncio.get_running_loop().call_later(
+            seconds, lambda limits: asyncio.ensure_future(limits.close()), outgoing
+        )
+        began = now()
+        with pytest.raises(NotSentError):
+            async for _ in outgoing.broadcast([1], lambda chat, b=bot: b.send_message(chat, "x")):
+                pass
+        assert now() - began == pytest.approx(seconds, abs=0.3)
 
 
 @pytest.mark.parametrize("options", [{}, {"stars": 3, "when_spent": "stop"}])
