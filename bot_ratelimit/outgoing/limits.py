@@ -254,7 +254,7 @@ class OutgoingLimits(BaseRequestMiddleware):
 
         Raises:
             NotSentError: The bot is shutting down; the journal says where to continue.
-            ConfigError: An argument is invalid, or another process uses the journal.
+            ConfigError: An argument is invalid, or another broadcast uses the journal.
         """
         check_broadcast(chats, send, journal, progress)
         check_whole("in_flight", in_flight, 1)

@@ -423,6 +423,18 @@ async def test_a_broadcast_that_is_ended_and_resumed(
         assert b"Broadcast: 2 requests were answered with 429" in log
 
 
+@virtual
+async def test_two_broadcasts_cannot_share_a_journal(tmp_path: Path) -> None:
+    """If an admin presses twice, the second broadcast is an error, and no chat gets it twice."""
+    telegram, bot, outgoing = paced()
+    journal = Journal(tmp_path / "journal")
+    runs = (outgoing.broadcast(range(1, 40), to_each(bot), journal=journal) for _ in range(2))
+    first, second = await asyncio.gather(*map(through, runs), return_exceptions=True)
+    assert first == [Status.SENT] * 39
+    assert isinstance(second, ConfigError)
+    assert len(telegram.left) == 39
+
+
 @pytest.mark.slow
 async def test_two_processes_cannot_share_a_journal(tmp_path: Path) -> None:
     """The second one ends at once, and says why; later it may use the file."""
@@ -437,7 +449,7 @@ async def test_two_processes_cannot_share_a_journal(tmp_path: Path) -> None:
         journal.close()
         await programs.broadcast(api.url, str(path), "9")
     assert second.returncode == 1
-    assert b"another process is broadcasting with it" in error
+    assert b"another broadcast is using it" in error
     assert {call.chat_id for call in api.calls} == {*range(2, 10)}
 
 
