@@ -127,8 +127,8 @@ class Broadcast(Generic[T]):
 
     async def _work(self, chats: AsyncIterator[T], outcomes: asyncio.Queue[Sent[T] | None]) -> None:
         try:
-            while not self._stars.has_stopped and (chat := await self._next(chats)) is not None:
-                if (sent := await self._serve(chat)) is not None:
+            while not self._stars.has_stopped and (found := await self._next(chats)):
+                if (sent := await self._serve(*found)) is not None:
                     self._progress.add(sent)
                     if self._is_ending:  # nobody asks for outcomes any more
                         return
@@ -138,11 +138,12 @@ class Broadcast(Generic[T]):
             if task and not task.cancelling() and not self._is_ending:
                 await outcomes.put(None)
 
-    async def _next(self, chats: AsyncIterator[T]) -> T | None:
+    async def _next(self, chats: AsyncIterator[T]) -> tuple[T] | None:
+        """The next chat; None at the end, because a chat that is None gets an outcome, too."""
         async with self._turn:  # an async generator allows one caller at a time
             async for chat in chats:
                 if self._journal is None or chat not in self._journal:
-                    return chat
+                    return (chat,)
                 self._progress.skipped += 1
         return None
 

@@ -211,6 +211,15 @@ async def test_an_outage_that_ends_with_a_restart_loses_no_chat(tmp_path: Path) 
 
 
 @virtual
+async def test_a_chat_that_is_none_is_only_its_own_failure() -> None:
+    """A NULL of the database is FAILED, and the chats after it get the message."""
+    _, bot, outgoing = paced()
+    chats: list[Any] = [1, None, 2]
+    found = await through(outgoing.broadcast(chats, to_each(bot), in_flight=1))
+    assert found == [Status.SENT, Status.FAILED, Status.SENT]
+
+
+@virtual
 async def test_a_send_that_sends_nothing_is_not_believed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
