@@ -112,7 +112,7 @@ class Broadcast(Generic[T]):
                 log.warning("Broadcast: %d requests were answered with 429", self._floods)
 
     async def _finish(self) -> None:
-        """Send nothing more, and wait for the answers to what was sent."""
+        """Begin no further chat, and wait for each `send` that has sent something."""
         self._is_ending = True
         for worker in self._workers:
             if (requests := self._serving.get(worker)) is None or not requests.left:
