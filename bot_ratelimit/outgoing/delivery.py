@@ -172,8 +172,9 @@ class Delivery:
         finally:
             if len(edits.requests) > 1:
                 edits.requests.remove(request)
-            else:
-                edits.task.cancel()  # if it is not done: nobody waits for it any more
+            else:  # nobody waits for it any more
+                queue.seal(edits)  # a newer edit must not join what ends
+                edits.task.cancel()
         return edits.task.result()
 
     async def _deliver(self, queue: ChatQueue, entry: Entry) -> Any:

@@ -126,6 +126,18 @@ async def test_an_edit_survives_the_cancellation_of_its_caller() -> None:
 
 
 @virtual
+async def test_an_edit_after_one_that_was_given_up_is_sent() -> None:
+    """A caller that gives an edit up can edit the message again at once, for example to say so."""
+    telegram, bot, _ = paced(per_chat="1/s burst 1")
+    await bot.send_message(7, "x")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await bot(edit("half"))
+    await bot(edit("final"))
+    assert telegram.texts() == ["x", "final"]
+
+
+@virtual
 async def test_a_cancellation_at_the_moment_of_the_answer() -> None:
     """A caller that is cancelled just before it gets the result is cancelled."""
 
