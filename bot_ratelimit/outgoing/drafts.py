@@ -10,7 +10,6 @@ from typing import Any
 
 from aiogram.exceptions import TelegramAPIError
 
-from bot_ratelimit.errors import NotSentError
 from bot_ratelimit.outgoing.chat_queue import Request
 from bot_ratelimit.outgoing.floods import Floods, flood_wait
 from bot_ratelimit.outgoing.methods import draft_of
@@ -63,7 +62,7 @@ class Drafts:
         floods: Handles 429s.
         send: Sends a request now.
         gap: Seconds between two texts of one draft.
-        max_wait: A text that cannot be sent within this many seconds is dropped.
+        max_wait: Texts are dropped while a block lasts for more than this many seconds.
     """
 
     def __init__(
@@ -110,18 +109,17 @@ class Drafts:
         """Send the newest text as soon as it may be sent, until there is none."""
         try:
             while draft.newest is not None and not self._pacer.closed:
-                wait = self._wait(stream, draft)
-                if wait > self._max_wait:
+                if self._floods.blocked_for(stream) > self._max_wait:
                     return
                 try:
-                    if wait > 0:
+                    if (wait := self._wait(stream, draft)) > 0:
                         await self._pacer.sleep(wait)
                     else:
                         await self._send_newest(stream, draft)
-                except NotSentError:  # the bot shuts down
-                    return
                 except Exception as error:  # nobody waits for its answer
                     log.debug("A draft was not shown: %r", error)
+                    if not isinstance(error, TelegramAPIError):  # the next try would fail, too
+                        return
         finally:
             draft.newest = None
             draft.busy = False
