@@ -19,7 +19,9 @@ from bot_ratelimit.outgoing.pacing import Pacer, Permit, ShuttingDownError, shut
 from bot_ratelimit.outgoing.queues import Queues
 from bot_ratelimit.outgoing.sent import was_refused
 
-_LOOK_EVERY: Final = 0.05  # at the shutdown, whether Telegram has answered
+_LOOK_EVERY: Final = 0.05  # whether Telegram has answered
+_DRAFTS_FIRST: Final = 1.0
+"""Seconds that a message waits for a draft on its way: shown later, it would stay beside it."""
 
 
 class Delivery:
@@ -106,10 +108,11 @@ class Delivery:
             if self._pacer.closed:  # a later run sends to the other chats
                 raise shutting_down(f"{describe(request)} was ")
             request.broadcast.leaving()
-        self._queues.before_sending(request)
         self.in_flight += 1
-        request.left_at, request.outcome = _now(), "failed"
         try:
+            if drafts := self._queues.before_sending(request):
+                await asyncio.wait(drafts, timeout=_DRAFTS_FIRST)
+            request.left_at, request.outcome = _now(), "failed"
             result = await request.send(request.bot, request.method)
         except TelegramAPIError as error:
             if flood_wait(error) is not None:

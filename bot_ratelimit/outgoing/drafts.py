@@ -28,6 +28,8 @@ class Draft:
     busy: bool = False
     """Whether a caller or a background task sends the newest text."""
     next_at: float = 0.0
+    on_its_way: asyncio.Future[None] | None = None
+    """Done when Telegram has answered; None if nothing is on its way."""
 
 
 class DraftStream(Pace):
@@ -39,11 +41,15 @@ class DraftStream(Pace):
         super().__init__(key)
         self.drafts: dict[tuple[int | None, int], Draft] = {}
 
-    def drop(self, topic: int | None, draft_id: int | None = None) -> None:
-        """Forget what waits in a topic, of one draft or of all."""
+    def drop(self, topic: int | None, draft_id: int | None = None) -> list[asyncio.Future[None]]:
+        """Forget what waits in a topic, of one draft or of all; return what is on its way."""
+        on_their_way = []
         for (where, which), draft in self.drafts.items():
             if where == topic and draft_id in (None, which):
                 draft.newest = None
+                if draft.on_its_way is not None:
+                    on_their_way.append(draft.on_its_way)
+        return on_their_way
 
     def is_idle(self, now: float) -> bool:
         """See `Pace.is_idle`."""
@@ -135,6 +141,7 @@ class Drafts:
         if request is None:  # a message has made it obsolete
             return True
         draft.next_at = clock() + self._gap
+        draft.on_its_way = answered = asyncio.get_running_loop().create_future()
         try:
             return await self._send(request)
         except TelegramAPIError as error:
@@ -144,5 +151,7 @@ class Drafts:
             request = None  # it is sent again, unless it was dropped or replaced
             return True
         finally:
+            answered.set_result(None)
+            draft.on_its_way = None
             if draft.newest is request:
                 draft.newest = None

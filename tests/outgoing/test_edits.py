@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import nullcontext
+from functools import partial
 from itertools import pairwise
 from typing import Any
 from unittest.mock import AsyncMock
@@ -331,6 +332,23 @@ async def test_a_message_makes_the_drafts_of_its_topic_obsolete() -> None:
     await showing
     await asyncio.sleep(10)
     assert telegram.texts() == ["the answer"]
+
+
+@virtual
+async def test_a_draft_on_its_way_arrives_before_the_message() -> None:
+    """The message of its topic waits for it, but for a second at most; other topics do not wait."""
+    telegram, bot, _ = paced()
+    cases = ((11, 11, 0.6, 0.52), (11, 12, 0.6, 0.02), (13, 13, 9, 1.02))
+    for topic, message, takes, delay in cases:
+        telegram.latency = partial(float, takes)
+        showing = asyncio.create_task(bot(draft("half", topic)))
+        await asyncio.sleep(0.1)
+        telegram.latency = lambda: 0.02
+        began = now()
+        await bot.send_message(CHAT, "the answer", message_thread_id=message)
+        assert now() - began == pytest.approx(delay, abs=0.04)
+        await showing
+    assert telegram.texts()[:2] == ["half", "the answer"]
 
 
 @virtual
