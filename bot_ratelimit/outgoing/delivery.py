@@ -12,7 +12,7 @@ from aiogram.exceptions import TelegramAPIError
 from bot_ratelimit.errors import NotSentError, SendQueueFullError
 from bot_ratelimit.limiter.observer import Observers
 from bot_ratelimit.outgoing.chat_queue import OVERTAKE_AFTER, ChatQueue, Edits, Entry, Request
-from bot_ratelimit.outgoing.floods import Floods, describe, flood_wait
+from bot_ratelimit.outgoing.floods import Floods, describe, flood_wait, retry_after
 from bot_ratelimit.outgoing.methods import Method
 from bot_ratelimit.outgoing.pace import Pace
 from bot_ratelimit.outgoing.pacing import Pacer, Permit, ShuttingDownError, shutting_down
@@ -63,6 +63,7 @@ class Delivery:
         Raises:
             NotSentError: It may not wait, or the bot is shutting down.
             SendQueueFullError: Too many requests wait.
+            TelegramRetryAfter: A block lasts longer than the request waits.
         """
         if queue.holder is not None:
             self._check_can_join(queue, request, edit)
@@ -143,6 +144,9 @@ class Delivery:
             raise shutting_down()
         if not request.may_wait:
             raise NotSentError(f"{describe(request)} was not sent: others wait for this chat")
+        blocked = self._floods.blocked_for(queue)
+        if not self._pacer.may_repeat(queue, request, blocked):  # those before it are more patient
+            raise retry_after(request, blocked)
         if queue.replaceable(request, edit) is not None:
             return
         most = self._max_waiting
@@ -169,9 +173,10 @@ class Delivery:
             async with asyncio.timeout_at(request.deadline):
                 await asyncio.wait([edits.task])
         except TimeoutError:
-            if not edits.in_flight:
+            while edits.in_flight:  # after a 429 the others may go on waiting
+                await asyncio.wait([edits.task], timeout=_LOOK_EVERY)
+            if not edits.task.done():
                 raise _too_late(request) from None
-            await asyncio.wait([edits.task])
         finally:
             if len(edits.requests) > 1:
                 edits.requests.remove(request)

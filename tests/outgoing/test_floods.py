@@ -292,6 +292,30 @@ async def test_a_request_says_how_long_it_may_wait() -> None:
 
 
 @virtual
+async def test_a_request_behind_a_more_patient_one_has_its_own_patience() -> None:
+    """It raises the rest of a block that is too long for it at once, also an edit with `max_wait`
+    of its own. An edit that was merged ends with its patience, if the answer was a 429."""
+    telegram, bot, _ = paced(max_wait={"message": 60, "edit": 3}, errors=[too_many(12)])
+    patient = asyncio.create_task(bot.send_message(7, "patient"))
+    await asyncio.sleep(2)
+    with pytest.raises(TelegramRetryAfter):
+        await bot.edit_message_text("x", chat_id=7, message_id=1)
+    with waiting_up_to(5), pytest.raises(TelegramRetryAfter):
+        await bot.send_message(7, "x")
+    assert now() - 1_000 < 2.1
+    await patient
+    telegram, bot, _ = paced(per_chat="1/s burst 1", latency=3, errors=[None, too_many(8)])
+    await bot.send_message(7, "x")
+    began = now()
+    patient = asyncio.create_task(bot.edit_message_text("x", chat_id=7, message_id=1))
+    with waiting_up_to(2), pytest.raises(NotSentError):
+        await bot.edit_message_text("y", chat_id=7, message_id=1)
+    assert now() - began == pytest.approx(3, abs=0.2)
+    await patient
+    assert telegram.texts() == ["x", "x"]
+
+
+@virtual
 async def test_patience_covers_everything_from_the_call_on() -> None:
     """Several 429s, the turn and the budget use up one patience; a later call has a new one."""
     telegram, bot, _ = paced(per_chat="1/10s", errors=[too_many(20)] * 3)
