@@ -65,8 +65,7 @@ class Delivery:
             SendQueueFullError: Too many requests wait.
             TelegramRetryAfter: A block lasts longer than the request waits.
         """
-        if queue.holder is not None:
-            self._check_can_join(queue, request, edit)
+        self._check_can_join(queue, request, edit)
         self._count(1)
         try:
             if edit is not None:
@@ -139,21 +138,20 @@ class Delivery:
             )
 
     def _check_can_join(self, queue: ChatQueue, request: Request, edit: Hashable) -> None:
-        """Raise an error if the request cannot wait behind others."""
-        if self._pacer.closed:
-            raise shutting_down()
-        if not request.may_wait:
-            raise NotSentError(f"{describe(request)} was not sent: others wait for this chat")
-        blocked = self._floods.blocked_for(queue)
-        if not self._pacer.may_repeat(queue, request, blocked):  # those before it are more patient
-            raise retry_after(request, blocked)
-        if queue.replaceable(request, edit) is not None:
-            return
+        """Raise an error if the request cannot wait."""
+        if queue.holder is not None:
+            if self._pacer.closed:
+                raise shutting_down()
+            if not request.may_wait:
+                raise NotSentError(f"{describe(request)} was not sent: others wait for this chat")
+            blocked = self._floods.blocked_for(queue)
+            if not self._pacer.may_repeat(queue, request, blocked):  # the holder is more patient
+                raise retry_after(request, blocked)
         most = self._max_waiting
-        if queue.waiting >= most:
-            full = f"{queue.waiting} requests wait for this chat; send less or raise per_chat"
-        elif self.waiting >= 10 * most:
+        if self.waiting >= 10 * most:
             full = f"{self.waiting} requests wait in this process; send less or raise max_waiting"
+        elif queue.waiting >= most and queue.replaceable(request, edit) is None:
+            full = f"{queue.waiting} requests wait for this chat; send less or raise per_chat"
         else:
             return
         raise SendQueueFullError(f"{describe(request)} was not sent: {full} (max_waiting={most})")
