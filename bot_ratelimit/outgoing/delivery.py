@@ -181,7 +181,9 @@ class Delivery:
             else:  # nobody waits for it any more
                 queue.seal(edits)  # a newer edit must not join what ends
                 edits.task.cancel()
-        return edits.task.result()
+        result = edits.task.result()
+        request.outcome = "sent"  # itself, or a newer edit in its place
+        return result
 
     async def _deliver(self, queue: ChatQueue, entry: Entry) -> Any:
         """Wait for the turn, take a permit and send; repeat this after a 429."""

@@ -91,6 +91,8 @@ class Drafts:
         key = draft_of(request.method)
         draft = stream.drafts.setdefault(key, Draft())
         draft.newest = request
+        if self._floods.blocked_for(stream) <= self._max_wait:
+            request.outcome = "sent"  # as soon as it can be, or a newer text in its place
         if draft.busy:
             return True
         draft.busy = True

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from aiogram import Bot, Dispatcher
+from aiogram import Bot, Dispatcher, methods
 from aiogram.exceptions import TelegramBadRequest, TelegramRetryAfter
 from aiogram.methods import (
     AnswerCallbackQuery,
@@ -392,6 +392,33 @@ async def test_every_429_is_reported() -> None:
     await asyncio.gather(sending, return_exceptions=True)
     told = recorder.named("request_done")
     assert [outcome for _, _, outcome, _ in told] == ["flooded", "flooded"]
+
+
+@virtual
+async def test_a_replaced_edit_or_draft_is_not_counted_as_unsent() -> None:
+    """Its users see the newer one. A draft that a long block drops is not shown, so it is."""
+    recorder = Recorder()
+    telegram, bot, _ = paced(per_chat="1/s burst 1", observer=recorder)
+    await bot.send_message(7, "x")
+    edits = (bot.edit_message_text(str(i), chat_id=7, message_id=1) for i in range(3))
+    await asyncio.gather(*edits)
+    if not hasattr(methods, "SendMessageDraft"):
+        pytest.skip("SendMessageDraft needs aiogram 3.24")
+    drafts = [methods.SendMessageDraft(chat_id=7, draft_id=1, text=str(i)) for i in range(5)]
+    for each in drafts[:3]:
+        await bot(each)
+    await asyncio.sleep(5)
+    telegram.errors = [too_many(30)]
+    for each in drafts[3:]:
+        await bot(each)
+    told = [(method, outcome) for _, method, outcome, _ in recorder.named("request_done")]
+    assert Counter(told) == {
+        ("SendMessage", "sent"): 1,
+        ("EditMessageText", "sent"): 3,
+        ("SendMessageDraft", "sent"): 3,
+        ("SendMessageDraft", "flooded"): 1,
+        ("SendMessageDraft", "unsent"): 1,
+    }
 
 
 @virtual
