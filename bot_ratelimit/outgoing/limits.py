@@ -79,7 +79,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         per_group: The additional limit of a group or channel; None for no limit.
         broadcast: The common limit of everything that is sent inside `broadcasting()`; None for no
             limit. Messages with `allow_paid_broadcast` have a budget of 1000 a second instead.
-        drafts: The limits of the drafts in one chat, which are not messages; None for no limit.
+        drafts: The limit of the drafts in one chat, which are not messages; None for no limit.
         max_wait: Seconds that a request waits for a block after a 429, or seconds by kind:
             `{"message": 60, "edit": 5, "draft": 5, "method": 30}`. If the block lasts longer, the
             request raises `TelegramRetryAfter` at once, with the rest of the block. Broadcasts wait
@@ -113,7 +113,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         per_chat: LimitLike | None = "1/s burst 5",
         per_group: LimitLike | None = "20/minute sliding",
         broadcast: LimitLike | None = "25/s",
-        drafts: LimitLike | None = "20/5s sliding; 40/30s sliding",
+        drafts: LimitLike | None = "1/s burst 10",
         max_wait: float | Mapping[str, float] = MAX_WAIT,
         retries: int = 3,
         repeat_albums: bool = False,
