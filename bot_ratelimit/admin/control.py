@@ -27,7 +27,7 @@ from bot_ratelimit.config.report import EVERYWHERE, report_of
 from bot_ratelimit.config.settings import Origin, Settings
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.arguments import FOREVER
-from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.decision import NO_LIMIT
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rule, Scope, Subject, notice_rules, rules_of
@@ -130,12 +130,12 @@ class Control(Reports):
         ]
         found = [view.rule() for view in chosen if not view.off and view.limit is not None]
         rules = [rule for rule in found if rule is not None]
-        decision = await self._peeked(rules, subject)
-        if decision is not None and decision.allowed and isinstance(decision.rule, Penalty):
+        decision = answered(await self.limiter.peek(rules or NO_LIMIT, subject))
+        if decision.allowed and isinstance(decision.rule, Penalty):
             # It limits nobody who is not refused already.
             rules = [rule for rule in rules if not isinstance(rule, Penalty)]
-            decision = await self._peeked(rules, subject)
-        return Trial(decision)
+            decision = answered(await self.limiter.peek(rules or NO_LIMIT, subject))
+        return Trial(None if decision.source == "none" else decision)
 
     async def forgive(self, subject: Subject, names: Iterable[str] = ()) -> tuple[str, ...]:
         """Delete the counts of a user or chat; returns the names of the rules that had counts.
@@ -262,9 +262,6 @@ class Control(Reports):
             and ban.subject.bot == subject.bot
             and subject.user in (ban.subject.user, ban.subject.chat)
         ]
-
-    async def _peeked(self, rules: Sequence[Rule], subject: Subject) -> Decision | None:
-        return answered(await self.limiter.peek(rules, subject)) if rules else None
 
     async def _refused(self, subject: Subject, instances: Sequence[InstanceView]) -> int | None:
         if subject.user is None or not self.limiter.keeps_statistics:

@@ -88,7 +88,7 @@ class Live:
         self._off_until = 0.0  # by the clock of this process
         # By identity, together with the rules themselves, so that the id is not reused for other
         # rules.
-        self._applied: dict[int, tuple[Rules, Rules | None]] = {}
+        self._applied: dict[int, tuple[Rules, Rules]] = {}
         self._ticker = Ticker(self._tick, EVERY, jitter=0.25, ended=self._ended)
         self._read_error = ""  # why the document cannot be read
         self._rejection = ""  # why the document is not applied
@@ -100,7 +100,7 @@ class Live:
         """Whether the document has been read, or a read was attempted, since the start."""
 
     def applied(self, rules: Rules) -> Rules | None:
-        """Return the rules that apply in place of these now; None if they are off."""
+        """Return the rules that apply in place of these now; None while all limits are off."""
         if self._off_until and self._clock() < self._off_until:
             return None
         found = self._applied.get(id(rules))
@@ -195,7 +195,7 @@ class Live:
         log.info("Live limits: version %d (%s, by %s)", overrides.version, what, by)
         self._used(overrides)
 
-    def _apply(self, rules: Rules) -> Rules | None:
+    def _apply(self, rules: Rules) -> Rules:
         try:
             return applied(rules, self.overrides)
         except ConfigError as error:  # a handler that was discovered only now

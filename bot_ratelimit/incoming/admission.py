@@ -13,9 +13,9 @@ from bot_ratelimit.incoming.backlog import Backlog
 from bot_ratelimit.incoming.bound_decision import BoundDecision
 from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
 from bot_ratelimit.incoming.event_filter import Counted, EventFilter
-from bot_ratelimit.incoming.functions import NO_LIMIT, chosen, needs_event
+from bot_ratelimit.incoming.functions import chosen, needs_event
 from bot_ratelimit.incoming.telling import Telling
-from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.decision import NO_LIMIT, Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.limit import MAX_AMOUNT
@@ -214,7 +214,7 @@ class Admission:
     async def _charge(
         self, rules: Rules, counted: Counted, state: dict[object, Any], dispatch: Dispatch
     ) -> Decision | None:
-        """Decide and charge; None if no rule applies, or operators have switched them off."""
+        """Decide and charge; None if no rule applies, or all limits are off."""
         if self._live is not None:
             if not self._live.is_ready:
                 await self._live.begin(state[DEADLINE])

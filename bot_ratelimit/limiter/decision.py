@@ -8,10 +8,14 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import RateLimitError
+from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule
+from bot_ratelimit.rules.rule import Rule, Rules, rule_at
 
 Source: TypeAlias = str
+
+NO_LIMIT: Final = Rules((rule_at("none:", Limit(1, 1.0), lambda subject: None, 1),))
+"""Applies to nobody: what is decided by it is only refused to banned users."""
 
 
 class Decision(NamedTuple):
