@@ -29,7 +29,6 @@ from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.arguments import FOREVER
 from bot_ratelimit.limiter.decision import NO_LIMIT
 from bot_ratelimit.limiter.limiter import Limiter
-from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rule, Scope, Subject, notice_rules, rules_of
 from bot_ratelimit.storage.banlist import Ban
 
@@ -131,11 +130,9 @@ class Control(Reports):
         found = [view.rule() for view in chosen if not view.off and view.limit is not None]
         rules = [rule for rule in found if rule is not None]
         decision = answered(await self.limiter.peek(rules or NO_LIMIT, subject))
-        if decision.allowed and isinstance(decision.rule, Penalty):
-            # It limits nobody who is not refused already.
-            rules = [rule for rule in rules if not isinstance(rule, Penalty)]
-            decision = answered(await self.limiter.peek(rules or NO_LIMIT, subject))
-        return Trial(None if decision.source == "none" else decision)
+        # A penalty limits nobody who is not refused already.
+        is_free = decision.allowed and not decision.rule.tells_left
+        return Trial(None if is_free or decision.source == "none" else decision)
 
     async def forgive(self, subject: Subject, names: Iterable[str] = ()) -> tuple[str, ...]:
         """Delete the counts of a user or chat; returns the names of the rules that had counts.

@@ -55,7 +55,7 @@ class _Notes:
     """What was charged in a dispatch by middlewares that have a rule in common."""
 
     def __init__(self) -> None:
-        self._charged: list[tuple[Rules, Counted, BoundDecision]] = []
+        self._charged: list[tuple[Rules, Counted, BoundDecision | None]] = []
 
     def due(self, rules: Rules, counted: Counted) -> Rules:
         """The rules that are still to be charged for this; empty if all of them were."""
@@ -65,11 +65,12 @@ class _Notes:
         # A penalty counts what the others refuse, so it is never left out.
         return Rules(each for each in rules if each not in done or isinstance(each, Penalty))
 
-    def last(self, counted: Counted) -> BoundDecision:
-        """The last decision about this."""
-        return next(bound for _, who, bound in reversed(self._charged) if who == counted)
+    def last(self, counted: Counted) -> BoundDecision | None:
+        """The last decision about this, if there was one."""
+        made = [bound for _, who, bound in self._charged if who == counted and bound is not None]
+        return made[-1] if made else None
 
-    def add(self, due: Rules, counted: Counted, decision: BoundDecision) -> None:
+    def add(self, due: Rules, counted: Counted, decision: BoundDecision | None) -> None:
         """Note that these rules were charged."""
         self._charged.append((due, counted, decision))
 
@@ -137,9 +138,7 @@ class Admission:
             answer = await self._limiter.hit(rules, subject, None, once, deadline=deadline)
         except Exception as error:  # of a scope that is a function
             answer, rules = self._answer_by_policy(rules, error), NO_LIMIT
-        decision = None
-        if answer.source != "none":  # else no rule applies
-            decision = BoundDecision.of(answer, self._limiter, rules, subject)
+        decision = BoundDecision.of(answer, self._limiter, rules, subject)
         state[key] = decision, subject
         return await self._go_on(decision, subject, handler, event, inner, data)
 
@@ -214,7 +213,7 @@ class Admission:
     async def _charge(
         self, rules: Rules, counted: Counted, state: dict[object, Any], dispatch: Dispatch
     ) -> Decision | None:
-        """Decide and charge; None if no rule applies, or all limits are off."""
+        """Decide and charge; None if nothing limits the subject."""
         if self._live is not None:
             if not self._live.is_ready:
                 await self._live.begin(state[DEADLINE])
@@ -240,6 +239,8 @@ class Admission:
             return None
         bound = BoundDecision.of(decision, self._limiter, rules, counted.subject)
         if notes is not None:
+            if bound is None and len(due) < len(rules):  # a rule that was charged before limits
+                bound = notes.last(counted)
             notes.add(due, counted, bound)
         return bound
 

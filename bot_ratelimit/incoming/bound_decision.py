@@ -28,8 +28,14 @@ class BoundDecision(Decision):
     @classmethod
     def of(
         cls, decision: Decision, limiter: Limiter, rules: Rules, subject: Subject
-    ) -> BoundDecision:
-        """Bind a decision to its limiter, rules and subject."""
+    ) -> BoundDecision | None:
+        """Bind a decision to its limiter, rules and subject; None if nothing limits the subject.
+
+        No rule applies then, or only one that refuses nothing now and never tells what is left,
+        such as a penalty.
+        """
+        if decision.source == "none" or (decision.allowed and not decision.rule.tells_left):
+            return None
         bound = tuple.__new__(cls, decision)
         bound._limiter, bound._rules, bound._subject = limiter, rules, subject
         return bound

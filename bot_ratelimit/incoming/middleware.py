@@ -71,7 +71,7 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
 
     The handler finds the Decision in `data["rate_limit"]`, as a `BoundDecision`. It is None for an
     event that is not counted: because it has no sender, is exempt, or is never refused, or because
-    no rule applies to it.
+    no limit applies to it; a penalty is no limit.
 
     Args:
         rate_limit: A number of seconds for one event, a str (`"5/10s"`, `"1/s; 20/minute"`), a

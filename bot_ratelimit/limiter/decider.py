@@ -197,7 +197,7 @@ class Decider:
                 return Decision(False, rule, 0, wait, wait, "policy")
             if policy == "memory":
                 kept.append(index)
-            if first is None and not rule.shadow:
+            if first is None and not rule.shadow and rule.tells_left:
                 first = index
         if kept:
             ask = ask._replace(counts=[ask.counts[index] for index in kept])

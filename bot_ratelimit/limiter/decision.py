@@ -121,7 +121,8 @@ def _ban(verdict: Verdict) -> Verdict:
 
 def _weight(rule: Rule, verdict: Verdict, cost: int) -> tuple[bool, int, bool, int]:
     left = verdict.remaining - cost
-    return not rule.shadow, verdict.wait, rule.tells_left, -left
+    says = not rule.shadow and (verdict.wait > 0 or rule.tells_left)
+    return says, verdict.wait, rule.tells_left, -left
 
 
 class RefusedError(RateLimitError):

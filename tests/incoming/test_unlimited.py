@@ -6,8 +6,17 @@ from typing import Any
 
 import pytest
 
-from bot_ratelimit import Limiter, MemoryStorage, RateLimitMiddleware, Rule, Scope
+from bot_ratelimit import (
+    Debounce,
+    Limiter,
+    MemoryStorage,
+    Penalty,
+    RateLimitMiddleware,
+    Rule,
+    Scope,
+)
 from bot_ratelimit.admin.control import Control
+from bot_ratelimit.testing import FlakyStorage
 
 from .support import Instance, user
 from .updates import limited
@@ -33,6 +42,34 @@ async def test_a_rule_that_does_not_apply_makes_no_decision() -> None:
     bot = limited(Rule("1/day", Scope.TOPIC))
     assert await bot.send("a") == await bot.send("b") == [True]
     assert bot.decisions == [None, None]
+
+
+@pytest.mark.parametrize("on_error", ["allow", "memory"])
+async def test_what_only_refuses_makes_no_decision(on_error: Any) -> None:
+    """A penalty or a `Debounce` that lets an event pass tells a handler nothing, as in an outage.
+
+    A limit beside it does, also one on trial.
+    """
+    broken, penalty = FlakyStorage(), Penalty("9/m", "1h")
+    broken.source = "redis"
+    broken.fail()
+
+    def nothing(event: Any, data: dict[str, Any]) -> None:
+        return None
+
+    for storage in (MemoryStorage(), broken):
+        limiter = Limiter(storage, on_error=on_error)
+        for rules in (None, nothing, [nothing, Debounce("2s")]):
+            bot = limited(rules, limiter=limiter, penalty=penalty)
+            assert await bot.send("a") == [True]
+            assert bot.decisions == [None]
+        trial = Rule("7/m", name="trial", shadow=True)
+        for rules, rule in ((trial, trial), ([Debounce("2s"), "7/m"], Rule("7/m"))):
+            bot = limited(rules, limiter=limiter, penalty=penalty)
+            assert await bot.send("b") == [True]
+            (decision,) = bot.decisions
+            assert decision is not None
+            assert decision.rule == rule
 
 
 async def test_operators_limit_a_handler_without_a_flag() -> None:
