@@ -11,7 +11,7 @@ from aiogram.types import TelegramObject, Update
 from bot_ratelimit.config.live import Live
 from bot_ratelimit.incoming.backlog import Backlog
 from bot_ratelimit.incoming.bound_decision import BoundDecision
-from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
+from bot_ratelimit.incoming.dispatch_state import DEADLINE, NEWEST, dispatch_state
 from bot_ratelimit.incoming.event_filter import Counted, EventFilter
 from bot_ratelimit.incoming.functions import chosen, needs_event
 from bot_ratelimit.incoming.telling import Telling
@@ -154,7 +154,7 @@ class Admission:
                 counted = await self._event_filter.counted(inner, update, data)
             if counted is None:
                 state[key] = None, _NOBODY
-            elif self._backlog is not None and self._backlog.drops(inner):
+            elif self._is_old(inner, state):
                 return None
             else:
                 charged = await self._charge(rules, counted, state, dispatch)
@@ -189,6 +189,8 @@ class Admission:
         counted = await self._event_filter.counted(inner, update, data)
         if counted is None or self._limiter.is_banned(counted.subject):
             return await self._handle(rules, key, dispatch, counted)
+        if self._is_old(inner, state):
+            return None
         deadline = state.setdefault(DEADLINE, Deadline(self._limiter.timeout))
         async with self._limiter.slot(slots, counted.subject, deadline=deadline) as slot:
             if slot.allowed:
@@ -200,6 +202,10 @@ class Admission:
         data[DATA_KEY] = slot
         await self._telling.tell(inner, slot, counted.subject, data)
         return None
+
+    def _is_old(self, inner: TelegramObject, state: dict[object, Any]) -> bool:
+        """Whether the event, or the newest of several that were collected, is dropped."""
+        return self._backlog is not None and self._backlog.drops(state.get(NEWEST, inner))
 
     def handle_uncounted(
         self, handler: Handler, event: TelegramObject, data: dict[str, Any]

@@ -32,7 +32,7 @@ from cachetools import TTLCache
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.incoming.admission import Handler
 from bot_ratelimit.incoming.backlog import period_of
-from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
+from bot_ratelimit.incoming.dispatch_state import DEADLINE, NEWEST, dispatch_state
 from bot_ratelimit.incoming.events import NEVER_REFUSED, is_from_bot, is_one_of, subject_of
 from bot_ratelimit.incoming.handler_names import HandlerNames
 from bot_ratelimit.limiter.limiter import Limiter
@@ -147,7 +147,7 @@ class Collect(BaseMiddleware):
         messages = _messages_of(values, event)
         if not messages:
             return None
-        data[MESSAGES_KEY] = messages
+        data[MESSAGES_KEY], state[NEWEST] = messages, messages[-1]
         return await handler(messages[0], data)
 
     async def _wait(
