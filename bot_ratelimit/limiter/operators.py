@@ -144,8 +144,9 @@ class OperatorMethods:
         )
 
     def is_banned(self, subject: Subject) -> bool:
-        """Whether a subject is banned by hand, as far as this process knows; sends no request."""
-        return bool(self._bans.current) and self._bans.left(subject) > 0
+        """Whether this process knows that a subject is banned by hand; sends no request."""
+        bans = self._bans
+        return bool(bans.current) and not bans.is_stale and bans.left(subject) > 0
 
     async def unban(self, subject: Subject) -> bool:
         """Lift all bans of a subject, also those of a `Penalty`; return True if there were any.

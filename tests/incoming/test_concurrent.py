@@ -218,6 +218,19 @@ async def test_a_ban_is_reported_before_a_taken_slot(storage: Storage) -> None:
     assert ban.banned
 
 
+async def test_a_ban_that_was_lifted_elsewhere_leaves_the_slots_in_force(storage: Storage) -> None:
+    """An instance without updates for a minute may not know it yet; its first ones take slots."""
+    async with Bots(storage, ONE, 2) as bots:
+        await bots.limiters[0].ban(Subject(user=42))
+        await bots.limiters[0].ban(Subject(user=43))
+        await bots.limiters[0]._bans.close()  # as after a minute
+        await bots.limiters[1].unban(Subject(user=42))
+        tasks = await bots.start(1, *[{"message": message()}] * 3)
+        await eventually(lambda: sum(task.done() for task in tasks) == 2)
+        bots.end.set()
+        assert sorted(await asyncio.gather(*tasks), key=str) == [None] * 2 + [HANDLED]
+
+
 async def test_a_concurrency_in_the_flag(limiter: Limiter) -> None:
     """`concurrent=Concurrency(...)` keeps its lease and scope, and shares slots by its name."""
     shared = Concurrency(1, Scope.CHAT, "shared", lease=60)
