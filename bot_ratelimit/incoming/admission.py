@@ -187,7 +187,8 @@ class Admission:
         if held in state:  # another middleware holds it in this dispatch
             return await self.handle(rules, key, dispatch)
         counted = await self._event_filter.counted(inner, update, data)
-        if counted is None or self._limiter.is_banned(counted.subject):
+        is_paused = self._live is not None and self._live.all_off
+        if counted is None or is_paused or self._limiter.is_banned(counted.subject):
             return await self._handle(rules, key, dispatch, counted)
         if self._is_old(inner, state):
             return None

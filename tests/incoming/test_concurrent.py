@@ -25,6 +25,7 @@ from bot_ratelimit import (
     Slot,
     Subject,
 )
+from bot_ratelimit.admin.control import Control
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.testing import FlakyStorage
 from tests.benches import eventually
@@ -229,6 +230,20 @@ async def test_a_ban_that_was_lifted_elsewhere_leaves_the_slots_in_force(storage
         await eventually(lambda: sum(task.done() for task in tasks) == 2)
         bots.end.set()
         assert sorted(await asyncio.gather(*tasks), key=str) == [None] * 2 + [HANDLED]
+
+
+async def test_a_pause_suspends_the_slots(storage: Storage) -> None:
+    """While operators have switched all limits off, a handler runs as often as it is asked."""
+    async with Bots(storage, ONE, live=True) as bots:
+        middleware = bots.bots[0].dispatcher.message.middleware[0]
+        assert isinstance(middleware, RateLimitMiddleware)
+        assert middleware.live is not None
+        await Control.of(middleware, "anna").changes.pause("1h")
+        await middleware.live.refresh()
+        tasks = await bots.start(3, *[{"message": message()}] * 3)
+        bots.end.set()
+        assert await asyncio.gather(*tasks) == [HANDLED] * 3
+        await middleware.live.stop()
 
 
 async def test_a_concurrency_in_the_flag(limiter: Limiter) -> None:
