@@ -257,7 +257,7 @@ class Control(Reports):
             for ban in await self.limiter.bans(0, 1_000)
             if ban.subject.business
             and ban.subject.bot == subject.bot
-            and subject.user in (ban.subject.user, ban.subject.chat)
+            and subject.user == (ban.subject.user or ban.subject.chat)
         ]
 
     async def _refused(self, subject: Subject, instances: Sequence[InstanceView]) -> int | None:
