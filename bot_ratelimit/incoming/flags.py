@@ -159,7 +159,8 @@ class Flags:
         except ConfigError as error:
             raise ConfigError(f"the rate_limit flag of {full_name(handler)}: {error}") from None
 
-    def _readable(self, root: Router) -> Iterator[tuple[HandlerObject, HandlerLimits]]:
+    def readable(self, root: Router) -> Iterator[tuple[HandlerObject, HandlerLimits]]:
+        """Yield each handler with a valid flag, and what the flag says."""
         for handler in _flagged(root):
             try:
                 yield handler, self._flag_of(handler, root)
@@ -167,7 +168,7 @@ class Flags:
                 continue
 
     def _with_rules(self, root: Router) -> Iterator[tuple[HandlerObject, Rules]]:
-        for handler, found in self._readable(root):
+        for handler, found in self.readable(root):
             if not isinstance(found.rules, bool):
                 yield handler, found.rules
 
@@ -186,7 +187,7 @@ class Flags:
         if router is None:
             return
         *_, root = router.chain_head
-        for other, other_found in self._readable(root):
+        for other, other_found in self.readable(root):
             others = _by_path(other_found)
             for path in conflicts(own, others):
                 raise ConfigError(

@@ -172,9 +172,9 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
         """Counts what `max_age` dropped."""
         telling = Telling(on_limited, self.limiter)
         self._migration = Migration(self.limiter, self._event_filter, self.live)
-        self._live_limits = (
-            None if self.live is None else LiveLimits(self.live, [penalty] if penalty else [])
-        )
+        self._live_limits = None
+        if self.live is not None:
+            self._live_limits = LiveLimits(self.live, [penalty] if penalty else [], self._flags)
         self._admission = Admission(
             self.limiter, self._event_filter, telling, self.live, self.backlog
         )
@@ -298,7 +298,7 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
         return self._admission.handle_in_slot(limits.slots, rules, key, dispatch)
 
     def _live_rules(self, data: dict[str, Any]) -> Rules | None:
-        """The rules that operators gave a handler without a flag."""
+        """The rules that operators gave a handler whose flag brings none."""
         if self._live_limits is None:
             return None
         return self._live_limits.rules_for(data.get("handler"), data.get("event_router"))

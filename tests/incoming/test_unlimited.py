@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from bot_ratelimit import (
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.testing import FlakyStorage
 
-from .support import Instance, user
+from .support import user
 from .updates import limited
 
 
@@ -72,11 +73,19 @@ async def test_what_only_refuses_makes_no_decision(on_error: Any) -> None:
             assert decision.rule == rule
 
 
-async def test_operators_limit_a_handler_without_a_flag() -> None:
-    """What they give it counts instead of the common limit; each change applies."""
-    middleware = RateLimitMiddleware("9/m", limiter=Limiter(MemoryStorage()), live=True)
+@pytest.mark.parametrize("flag", [None, True, {"concurrent": 1}, {"collect": 0.01, "key": "a"}])
+async def test_operators_limit_a_handler_without_a_limit_of_its_own(flag: Any) -> None:
+    """What they give it counts instead of the common limit; each change applies.
+
+    Its flag may ask for slots or collect. A handler with `rate_limit=False` stays without a limit.
+    """
+    bot = limited("9/m", limiter=Limiter(MemoryStorage()), live=True, flag=flag)
+    for other in (False, {"concurrent": 1, "limit": "5/m"}):
+        bot.dispatcher.message.register(partial(bot._handle), flags={"rate_limit": other})
+    (middleware,) = bot.dispatcher.message.middleware
+    assert isinstance(middleware, RateLimitMiddleware)
     assert middleware.live is not None
-    control, bot = Control(middleware.limiter, "anna", patience=0), Instance(middleware)
+    control = Control(middleware.limiter, "anna", patience=0)
     await bot.send("a")
     await middleware.live.refresh()
     (name,) = (await control.instances())[0].handlers
