@@ -147,7 +147,6 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
             limits_bots=bots is not None,
         )
         self._penalty = penalty
-        self._flags = Flags(penalty, limits=named_limits_of(named_limits or {}))
         self._dispatcher: object = None
         self._dispatchers: WeakSet[Dispatcher] = WeakSet()
         self._discovered: WeakSet[Dispatcher] = WeakSet()
@@ -162,6 +161,8 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
             observer=observer,
             statistics=statistics,
         )
+        limits = named_limits_of(named_limits or {})
+        self._flags = Flags(self.limiter.storage, penalty, limits=limits)
         self._origins: dict[str, Origin] = dict.fromkeys(("limits", "penalty", "named"), "code")
         self.live = (
             Live(self.limiter, inventory=self.inventory, used=self._apply_overrides)
@@ -243,8 +244,7 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
             check_flags(dispatcher, self._flags)
             warn_of_unlimited(dispatcher, RateLimitMiddleware, self._event_filter.uncounted)
             for rules in (self.rules, *self._rules_of_flags(dispatcher)):
-                if rules:
-                    self.limiter.decider.expect(rules)
+                self.limiter.decider.expect(rules)
             self.limiter.open()
 
         dispatcher.startup.register(start)
@@ -332,7 +332,7 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
             if each._checked_space == self._checked_space
             for rule in (*each.rules, *each._bots[:1])
         )
-        self._flags = Flags(self._penalty, others, self._flags.limits)
+        self._flags = Flags(self.limiter.storage, self._penalty, others, self._flags.limits)
         near = [each for each in middlewares if each._key_space == self._key_space]
         shared = [rule for each in near if each is not self for rule in each.rules]
         if any(rule in shared for rule in self.rules):
