@@ -122,14 +122,17 @@ class Live:
         """Start to poll the document in the background."""
         self._ticker.start(at_once=True)
 
-    async def begin(self, deadline: Deadline | None = None) -> None:
+    async def begin(self) -> None:
         """Start, and wait for the first read, but no longer than a decision may take.
 
-        Args:
-            deadline: The time that is left for this update.
+        It has no argument, because aiogram would give it what the bot keeps under that name.
         """
+        await self.begin_within(Deadline(self._timeout))
+
+    async def begin_within(self, deadline: Deadline) -> None:
+        """The same within what is left for an update."""
         self.start()
-        deadline, began = deadline or Deadline(self._timeout), time.monotonic()
+        began = time.monotonic()
         is_read = await self._ticker.first(deadline.left())
         deadline.waited(began, answered=is_read and not self._read_error)
         self.is_ready = True

@@ -223,7 +223,7 @@ class Admission:
         """Decide and charge; None if nothing limits the subject."""
         if self._live is not None:
             if not self._live.is_ready:
-                await self._live.begin(state[DEADLINE])
+                await self._live.begin_within(state[DEADLINE])
             applied = self._live.applied(rules)
             if applied is None:
                 return None

@@ -179,3 +179,12 @@ async def test_operators_see_where_a_limit_comes_from(given: bool, tmp_path: Pat
     where = {each["name"]: each["where"].rpartition(".")[2] for each in rules}
     assert where.pop("bots:member") == "messages of other bots"
     assert where == {"user": "every handler", "ban": "every handler", "ai": "_handle"}
+
+
+async def test_what_the_bot_keeps_under_a_name_of_ours_is_its_own() -> None:
+    """aiogram passes what a bot keeps to everything that starts and ends; none of it is for us."""
+    kept = dict.fromkeys(("deadline", "timeout", "seconds", "limiter", "exclude"), object())
+    dispatcher = Dispatcher(**kept)
+    RateLimitMiddleware("5/10s", live=True).setup(dispatcher, guard=True)
+    await dispatcher.emit_startup(**dispatcher.workflow_data)
+    await dispatcher.emit_shutdown(**dispatcher.workflow_data)
