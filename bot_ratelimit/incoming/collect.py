@@ -33,7 +33,7 @@ from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.incoming.admission import Handler
 from bot_ratelimit.incoming.backlog import period_of
 from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
-from bot_ratelimit.incoming.events import NEVER_REFUSED, is_from_bot, is_one_of, subject_of
+from bot_ratelimit.incoming.events import NEVER_REFUSED, is_from_bot, is_one_of, is_paid, subject_of
 from bot_ratelimit.incoming.handler_names import HandlerNames
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.checks import check_whole
@@ -76,8 +76,8 @@ class Collect(BaseMiddleware):
 
     The handler gets the first message, and all of them in `data["messages"]`, when the user has
     been quiet for `wait`. Albums come complete. The messages are charged as one. Each handler, chat
-    and topic is collected separately. Service messages, payments, edits and messages of other bots
-    are handled at once.
+    and topic is collected separately. Service messages, payments, messages that their user paid
+    for, edits and messages of other bots are handled at once.
 
     In a flag it uses the storage of the middleware, so several instances collect together. As a
     middleware of its own, it has to be registered before the limits::
@@ -296,7 +296,7 @@ def collect_of(value: object) -> Collect | None:
 
 def _is_single(event: TelegramObject, data: dict[str, Any]) -> bool:
     """Whether an event is handled at once."""
-    if not isinstance(event, Message) or event.edit_date is not None:
+    if not isinstance(event, Message) or event.edit_date is not None or is_paid(event):
         return True
     return is_one_of(NEVER_REFUSED, event, data.get("event_update")) or is_from_bot(event, data)
 
