@@ -94,8 +94,8 @@ class Admission:
         self._failed = Seldom()
         self._is_plain = live is None and backlog is None and event_filter.is_exempt is None
         self.key_space: Hashable = None
-        """Set if another middleware of the bot has one of these rules, too: an event that passes
-        several middlewares with the same rule in the same space is charged to it once."""
+        """Set if another middleware or a flag of the bot has one of these rules, too: an event that
+        passes the same rule in the same space several times is charged to it once."""
 
     def handle(self, rules: Rules, key: Hashable, dispatch: Dispatch) -> Awaitable[Any]:
         """Handle the event, or refuse it by returning None.

@@ -9,6 +9,7 @@ from aiogram.dispatcher.router import Router
 
 from bot_ratelimit.config.live import Live
 from bot_ratelimit.config.overrides import Overrides
+from bot_ratelimit.config.tables import penalty_of
 from bot_ratelimit.incoming.flags import Flags
 from bot_ratelimit.incoming.handler_names import HandlerNames, handlers_of, shorten_name
 from bot_ratelimit.rules.rule import Rule, Rules, rules_of
@@ -40,6 +41,13 @@ class LiveLimits:
         """The rule that operators gave the handler of this name, before its other changes."""
         limit = self._live.overrides.rules.get(name, {}).get("limit")
         return None if limit is None else Rule(str(limit), name=name)
+
+    def added(self, roots: Iterable[Router]) -> Iterator[Rule]:
+        """The rules that operators added: a penalty, and the limits of handlers."""
+        if self._live.overrides.penalty is not None:
+            yield penalty_of(self._live.overrides.penalty)
+        rules = (self.rule_of(name) for root in roots for name in self.names(root))
+        yield from (rule for rule in rules if rule is not None)
 
     def names(self, root: Router) -> Iterator[str]:
         """The names of all handlers that may be given a limit."""

@@ -334,8 +334,9 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
         )
         self._flags = Flags(self.limiter.storage, self._penalty, others, self._flags.limits)
         near = [each for each in middlewares if each._key_space == self._key_space]
-        shared = [rule for each in near if each is not self for rule in each.rules]
-        if any(rule in shared for rule in self.rules):
+        elsewhere = [each.rules for each in near if each is not self]
+        elsewhere += self._rules_of_flags(dispatcher)  # of which a guard does not know
+        if any(rule in rules for rules in elsewhere for rule in self.rules):
             self._admission.key_space = self._key_space
 
     @property

@@ -82,8 +82,9 @@ async def test_albums_edits_and_other_content_are_not_compared(
 
 
 async def test_debounce_beside_a_limit(limiter: Limiter) -> None:
-    """In a flag or the middleware; a handler is told what is left of the limit, not 0."""
-    for bot in (limited(["2/m", Debounce("5s")]), limited(None, flag=["2/m", Debounce("5s")])):
+    """In a flag, the middleware, or both with other windows; what is left is that of the limit."""
+    flag = ["2/m", Debounce("5s")]
+    for bot in (limited(flag), limited(None, flag=flag), limited(Debounce("2s"), flag=flag)):
         await bot.dispatcher.emit_startup()
         assert await bot.send("a", "a", "b", "c") == [True, False, True, False]
         told = [(str(each.rule).split(" per")[0], each.remaining) for each in bot.decisions if each]
