@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
@@ -127,6 +128,7 @@ class SeriesObserver(Observer):
         self._near_by_rule: dict[str, Callable[[], None]] = {}
         self._waiting_at: dict[str, int] = {}
         self._is_open: dict[str, bool] = {}  # the circuit breaker of each server
+        self._connections = Counter[str]()  # to each server: several limiters may use it
 
     @abstractmethod
     def counter(self, name: str, *labels: str) -> Callable[[], None]:
@@ -196,19 +198,25 @@ class SeriesObserver(Observer):
 
     def connected(self, server: str) -> None:
         name = self._servers(server)
+        self._connections[name] += 1
         self.set_gauge("connected", 1, name)
         self.set_gauge("breaker_open", self._is_open.setdefault(name, False), name)
 
     def disconnected(self, server: str) -> None:
-        self.set_gauge("connected", 0, self._servers(server))
+        name = self._servers(server)
+        self._connections[name] = max(0, self._connections[name] - 1)
+        self.set_gauge("connected", 0, name)
 
     def closed(self, server: str) -> None:
         # The series end, so that this does not look like an outage.
         self._waiting_at.pop(server, None)
         self.set_gauge("waiting", sum(self._waiting_at.values()))
         name = self._servers(server)
-        self._is_open.pop(name, None)
-        self.forget_server(name)
+        self._connections[name] -= 1
+        if self._connections[name] <= 0:
+            del self._connections[name]
+            self._is_open.pop(name, None)
+            self.forget_server(name)
 
     def batch_answered(self, server: str, size: int, seconds: float) -> None:
         self._observe_batch(size)

@@ -55,7 +55,8 @@ def run(settings: BotSettings) -> None:
     )
     dispatcher = build_dispatcher(rate_limit, settings.admin_ids)
     bot = build_bot(settings)
-    OutgoingLimits.from_settings(limits, observer=watching).setup(bot, dispatcher)
+    outgoing = OutgoingLimits.from_settings(limits, observer=watching, statistics=True)
+    outgoing.setup(bot, dispatcher)
     admin = build_admin(settings, limits, rate_limit)
     if settings.webhook_url:
         app = build_webhook_app(settings, bot, dispatcher, rate_limit, admin)

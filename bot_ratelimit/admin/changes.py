@@ -215,6 +215,8 @@ class Changes:
                 if replacing_invalid is None:
                     raise
                 before = Overrides(version=replacing_invalid)
+            else:
+                await self._complete(raw)
             if if_version is not None and before.version != if_version:
                 raise _conflict(before, if_version)
             at = round(await self._documents.now(), 3)
@@ -227,6 +229,11 @@ class Changes:
                 await self._audit.note(what, differences(before, after, await self._known()))
                 return after
         raise ConflictError("others keep changing the live limits: try again")
+
+    async def _complete(self, document: bytes | None) -> None:
+        """Add the live document to the history, if Redis went away before that was done."""
+        if document and document not in await self._documents.listed(self._history_key):
+            await self._documents.push(self._history_key, document, HISTORY)
 
 
 def _conflict(live: Overrides, seen: int) -> ConflictError:

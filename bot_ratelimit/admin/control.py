@@ -27,9 +27,8 @@ from bot_ratelimit.config.report import EVERYWHERE, report_of
 from bot_ratelimit.config.settings import Origin, Settings
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.arguments import FOREVER
-from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.decision import NO_LIMIT
 from bot_ratelimit.limiter.limiter import Limiter
-from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rule, Scope, Subject, notice_rules, rules_of
 from bot_ratelimit.storage.banlist import Ban
 
@@ -130,12 +129,10 @@ class Control(Reports):
         ]
         found = [view.rule() for view in chosen if not view.off and view.limit is not None]
         rules = [rule for rule in found if rule is not None]
-        decision = await self._peeked(rules, subject)
-        if decision is not None and decision.allowed and isinstance(decision.rule, Penalty):
-            # It limits nobody who is not refused already.
-            rules = [rule for rule in rules if not isinstance(rule, Penalty)]
-            decision = await self._peeked(rules, subject)
-        return Trial(decision)
+        decision = answered(await self.limiter.peek(rules or NO_LIMIT, subject))
+        # A penalty limits nobody who is not refused already.
+        is_free = decision.allowed and not decision.rule.tells_left
+        return Trial(None if is_free or decision.source == "none" else decision)
 
     async def forgive(self, subject: Subject, names: Iterable[str] = ()) -> tuple[str, ...]:
         """Delete the counts of a user or chat; returns the names of the rules that had counts.
@@ -260,11 +257,8 @@ class Control(Reports):
             for ban in await self.limiter.bans(0, 1_000)
             if ban.subject.business
             and ban.subject.bot == subject.bot
-            and subject.user in (ban.subject.user, ban.subject.chat)
+            and subject.user == (ban.subject.user or ban.subject.chat)
         ]
-
-    async def _peeked(self, rules: Sequence[Rule], subject: Subject) -> Decision | None:
-        return answered(await self.limiter.peek(rules, subject)) if rules else None
 
     async def _refused(self, subject: Subject, instances: Sequence[InstanceView]) -> int | None:
         if subject.user is None or not self.limiter.keeps_statistics:

@@ -17,7 +17,7 @@ from bot_ratelimit.admin.words import Marked, Words, capital, code, joined, mome
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.config.report import EVERYWHERE, report_of
 from bot_ratelimit.config.tables import penalty_of
-from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.errors import RateLimitError
 from bot_ratelimit.limiter.arguments import check_ban_length
 from bot_ratelimit.rules.rule import Scope, Subject
 from bot_ratelimit.storage.banlist import Ban
@@ -97,7 +97,8 @@ def forgiven(words: Words, found: Forgiven) -> Sheet:
     subject = capital(who(words, found.subject))
     lines = [words("{who}: there was nothing to forgive.", who=subject)]
     if found.rules:
-        rules = joined(code(name, 100) for name in found.rules)
+        names = [code(name, 100) for name in found.rules]
+        rules = joined(names if len(names) <= 20 else [*names[:20], "…"])
         lines = [words("{who} is forgiven: {rules}", who=subject, rules=rules)]
     if found.banned is not None:
         ban = ban_words(words, found.banned)
@@ -133,7 +134,7 @@ async def ban(control: Control, words: Words, sent: fields.Ban) -> Question:
 async def _without_effect(control: Control, words: Words, subject: Subject) -> list[Marked]:
     try:
         view = await control.show(subject)
-    except ConfigError:  # where each bot counts for itself, there is no state for all bots
+    except RateLimitError:  # no state of all bots where each counts for itself, or a broken count
         return []
     if view.exempt:
         text = "It has no effect as long as {who} is exempt."
@@ -266,7 +267,7 @@ async def rollback(control: Control, words: Words, sent: fields.Rollback) -> Que
         points = [words(text, version=live.version)]
     else:
         changed = differences(live, target, await control.limits())
-        points = [Marked(words.known(each)) for each in changed]
+        points = [joined([words.known(each)]) for each in changed]
         points = points or [words("Nothing changes: both versions are the same.")]
     if target.version:
         text = "Version {version}: {what}, by {name}, {at}"

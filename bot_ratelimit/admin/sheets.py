@@ -69,7 +69,7 @@ def limits(words: Words, view: ConfigView) -> Sheet:
     handlers = sorted({name for each in view.instances for name in each.handlers})
     if handlers:
         text = "Handlers without a limit of their own, which can get one: {names}"
-        foot.append(words(text, names=joined(code(name, 100) for name in handlers[:20])))
+        foot.append(words(text, names=joined(code(name, 100) for name in handlers[:10])))
     foot += [] if view.instances else [nobody_reports(words, view.prefix)]
     head = [words(each) for each in ("NAME", "LIMIT", "COUNTED", "FOR", "FROM")]
     return Sheet(lines, head, rows, foot, words("Limits"))

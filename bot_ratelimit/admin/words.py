@@ -26,7 +26,8 @@ LONGEST: Final = 500
 # Control characters, which no field contains: `printable` escapes them.
 _ON, _OFF = "\x0e", "\x0f"
 _LANGUAGES: Final = frozenset({"ru"})
-_PARTS: Final = re.compile(r"( -> |[:;,] |[()]| (?=-?\d)|(?<=\d) )")
+# Not at every comma, and a label keeps its colon: reasons and rules are called as operators like.
+_PARTS: Final = re.compile(r"( -> |; |[()]|,? (?=-?\d|by )|(?<=[:\d]) )")
 
 
 class Marked(str):

@@ -61,7 +61,7 @@ function calendar.read(rule)
   local ends = rule[4] > ms and rule[4] or rule[5] > ms and rule[5] or rule[6]
   rule.period = ends - ms
   if rule.period <= 0 or rule.period > rule[6] - rule[4] then
-    error('CLOCK the clocks of this bot and of the server are more than a day apart', 0)
+    error('CLOCK this bot and the server are more than a day apart: set both clocks (NTP)', 0)
   end
   read_counter(rule, rule.period)
 end

@@ -88,7 +88,7 @@ class Live:
         self._off_until = 0.0  # by the clock of this process
         # By identity, together with the rules themselves, so that the id is not reused for other
         # rules.
-        self._applied: dict[int, tuple[Rules, Rules | None]] = {}
+        self._applied: dict[int, tuple[Rules, Rules]] = {}
         self._ticker = Ticker(self._tick, EVERY, jitter=0.25, ended=self._ended)
         self._read_error = ""  # why the document cannot be read
         self._rejection = ""  # why the document is not applied
@@ -100,7 +100,7 @@ class Live:
         """Whether the document has been read, or a read was attempted, since the start."""
 
     def applied(self, rules: Rules) -> Rules | None:
-        """Return the rules that apply in place of these now; None if they are off."""
+        """Return the rules that apply in place of these now; None while all limits are off."""
         if self._off_until and self._clock() < self._off_until:
             return None
         found = self._applied.get(id(rules))
@@ -122,14 +122,17 @@ class Live:
         """Start to poll the document in the background."""
         self._ticker.start(at_once=True)
 
-    async def begin(self, deadline: Deadline | None = None) -> None:
+    async def begin(self) -> None:
         """Start, and wait for the first read, but no longer than a decision may take.
 
-        Args:
-            deadline: The time that is left for this update.
+        It has no argument, because aiogram would give it what the bot keeps under that name.
         """
+        await self.begin_within(Deadline(self._timeout))
+
+    async def begin_within(self, deadline: Deadline) -> None:
+        """The same within what is left for an update."""
         self.start()
-        deadline, began = deadline or Deadline(self._timeout), time.monotonic()
+        began = time.monotonic()
         is_read = await self._ticker.first(deadline.left())
         deadline.waited(began, answered=is_read and not self._read_error)
         self.is_ready = True
@@ -195,7 +198,7 @@ class Live:
         log.info("Live limits: version %d (%s, by %s)", overrides.version, what, by)
         self._used(overrides)
 
-    def _apply(self, rules: Rules) -> Rules | None:
+    def _apply(self, rules: Rules) -> Rules:
         try:
             return applied(rules, self.overrides)
         except ConfigError as error:  # a handler that was discovered only now

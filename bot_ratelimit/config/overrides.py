@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from bot_ratelimit.config.tables import Change, LiveDocument, checked, penalty_of
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.limiter.decision import NO_LIMIT
 from bot_ratelimit.rules.checks import check_cost
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
@@ -91,8 +92,8 @@ class Overrides:
             raise ConfigError(f"the live document: {error}") from None
 
 
-def applied(rules: Rules, overrides: Overrides) -> Rules | None:
-    """Return the rules with the changes; None if all of them are off.
+def applied(rules: Rules, overrides: Overrides) -> Rules:
+    """Return the rules with the changes; `NO_LIMIT` if all of them are off.
 
     Keys stay the same, so a changed limit continues the existing counts.
 
@@ -102,12 +103,12 @@ def applied(rules: Rules, overrides: Overrides) -> Rules | None:
     found = [_changed(rule, overrides) for rule in rules]
     kept = [rule for rule in found if rule is not None]
     has_penalty = any(isinstance(rule, Penalty) for rule in rules)
-    if kept and overrides.penalty is not None and not has_penalty:
+    if overrides.penalty is not None and not has_penalty:
         added = _changed(penalty_of(overrides.penalty), overrides)
         kept += [] if added is None else [added]
     if kept == list(rules):
         return rules
-    return rules_of(kept) if kept else None
+    return rules_of(kept) if kept else NO_LIMIT
 
 
 def changed_if_valid(rule: Rule, overrides: Overrides) -> Rule:

@@ -11,11 +11,11 @@ from aiogram.types import TelegramObject, Update
 from bot_ratelimit.config.live import Live
 from bot_ratelimit.incoming.backlog import Backlog
 from bot_ratelimit.incoming.bound_decision import BoundDecision
-from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
+from bot_ratelimit.incoming.dispatch_state import DEADLINE, NEWEST, dispatch_state
 from bot_ratelimit.incoming.event_filter import Counted, EventFilter
-from bot_ratelimit.incoming.functions import NO_LIMIT, chosen, needs_event
+from bot_ratelimit.incoming.functions import chosen, needs_event
 from bot_ratelimit.incoming.telling import Telling
-from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.decision import NO_LIMIT, Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.limit import MAX_AMOUNT
@@ -55,7 +55,7 @@ class _Notes:
     """What was charged in a dispatch by middlewares that have a rule in common."""
 
     def __init__(self) -> None:
-        self._charged: list[tuple[Rules, Counted, BoundDecision]] = []
+        self._charged: list[tuple[Rules, Counted, BoundDecision | None]] = []
 
     def due(self, rules: Rules, counted: Counted) -> Rules:
         """The rules that are still to be charged for this; empty if all of them were."""
@@ -65,11 +65,12 @@ class _Notes:
         # A penalty counts what the others refuse, so it is never left out.
         return Rules(each for each in rules if each not in done or isinstance(each, Penalty))
 
-    def last(self, counted: Counted) -> BoundDecision:
-        """The last decision about this."""
-        return next(bound for _, who, bound in reversed(self._charged) if who == counted)
+    def last(self, counted: Counted) -> BoundDecision | None:
+        """The last decision about this, if there was one."""
+        made = [bound for _, who, bound in self._charged if who == counted and bound is not None]
+        return made[-1] if made else None
 
-    def add(self, due: Rules, counted: Counted, decision: BoundDecision) -> None:
+    def add(self, due: Rules, counted: Counted, decision: BoundDecision | None) -> None:
         """Note that these rules were charged."""
         self._charged.append((due, counted, decision))
 
@@ -93,8 +94,8 @@ class Admission:
         self._failed = Seldom()
         self._is_plain = live is None and backlog is None and event_filter.is_exempt is None
         self.key_space: Hashable = None
-        """Set if another middleware of the bot has one of these rules, too: an event that passes
-        several middlewares with the same rule in the same space is charged to it once."""
+        """Set if another middleware or a flag of the bot has one of these rules, too: an event that
+        passes the same rule in the same space several times is charged to it once."""
 
     def handle(self, rules: Rules, key: Hashable, dispatch: Dispatch) -> Awaitable[Any]:
         """Handle the event, or refuse it by returning None.
@@ -137,9 +138,7 @@ class Admission:
             answer = await self._limiter.hit(rules, subject, None, once, deadline=deadline)
         except Exception as error:  # of a scope that is a function
             answer, rules = self._answer_by_policy(rules, error), NO_LIMIT
-        decision = None
-        if answer.source != "none":  # else no rule applies
-            decision = BoundDecision.of(answer, self._limiter, rules, subject)
+        decision = BoundDecision.of(answer, self._limiter, rules, subject)
         state[key] = decision, subject
         return await self._go_on(decision, subject, handler, event, inner, data)
 
@@ -155,7 +154,7 @@ class Admission:
                 counted = await self._event_filter.counted(inner, update, data)
             if counted is None:
                 state[key] = None, _NOBODY
-            elif self._backlog is not None and self._backlog.drops(inner):
+            elif self._is_old(inner, state):
                 return None
             else:
                 charged = await self._charge(rules, counted, state, dispatch)
@@ -188,8 +187,11 @@ class Admission:
         if held in state:  # another middleware holds it in this dispatch
             return await self.handle(rules, key, dispatch)
         counted = await self._event_filter.counted(inner, update, data)
-        if counted is None or self._limiter.is_banned(counted.subject):
+        is_paused = self._live is not None and self._live.all_off
+        if counted is None or is_paused or self._limiter.is_banned(counted.subject):
             return await self._handle(rules, key, dispatch, counted)
+        if self._is_old(inner, state):
+            return None
         deadline = state.setdefault(DEADLINE, Deadline(self._limiter.timeout))
         async with self._limiter.slot(slots, counted.subject, deadline=deadline) as slot:
             if slot.allowed:
@@ -201,6 +203,10 @@ class Admission:
         data[DATA_KEY] = slot
         await self._telling.tell(inner, slot, counted.subject, data)
         return None
+
+    def _is_old(self, inner: TelegramObject, state: dict[object, Any]) -> bool:
+        """Whether the event, or the newest of several that were collected, is dropped."""
+        return self._backlog is not None and self._backlog.drops(state.get(NEWEST, inner))
 
     def handle_uncounted(
         self, handler: Handler, event: TelegramObject, data: dict[str, Any]
@@ -214,10 +220,10 @@ class Admission:
     async def _charge(
         self, rules: Rules, counted: Counted, state: dict[object, Any], dispatch: Dispatch
     ) -> Decision | None:
-        """Decide and charge; None if no rule applies, or operators have switched them off."""
+        """Decide and charge; None if nothing limits the subject."""
         if self._live is not None:
             if not self._live.is_ready:
-                await self._live.begin(state[DEADLINE])
+                await self._live.begin_within(state[DEADLINE])
             applied = self._live.applied(rules)
             if applied is None:
                 return None
@@ -240,6 +246,8 @@ class Admission:
             return None
         bound = BoundDecision.of(decision, self._limiter, rules, counted.subject)
         if notes is not None:
+            if bound is None and len(due) < len(rules):  # a rule that was charged before limits
+                bound = notes.last(counted)
             notes.add(due, counted, bound)
         return bound
 

@@ -11,9 +11,9 @@ from aiogram.types import TelegramObject
 from aiogram.utils.i18n.lazy_proxy import LazyProxy  # type: ignore[attr-defined]  # not in its __all__
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.incoming.functions import NO_LIMIT, check_functions, check_takes
+from bot_ratelimit.incoming.functions import check_functions, check_takes
 from bot_ratelimit.incoming.notices import Notices
-from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.decision import NO_LIMIT, Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike
 from bot_ratelimit.rules.checks import describe_type

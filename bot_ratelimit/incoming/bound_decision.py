@@ -28,8 +28,14 @@ class BoundDecision(Decision):
     @classmethod
     def of(
         cls, decision: Decision, limiter: Limiter, rules: Rules, subject: Subject
-    ) -> BoundDecision:
-        """Bind a decision to its limiter, rules and subject."""
+    ) -> BoundDecision | None:
+        """Bind a decision to its limiter, rules and subject; None if nothing limits the subject.
+
+        No rule applies then, or only one that refuses nothing now and never tells what is left,
+        such as a penalty.
+        """
+        if decision.source == "none" or (decision.allowed and not decision.rule.tells_left):
+            return None
         bound = tuple.__new__(cls, decision)
         bound._limiter, bound._rules, bound._subject = limiter, rules, subject
         return bound
@@ -50,6 +56,9 @@ class BoundDecision(Decision):
     async def refund(self, cost: int | None = None) -> Decision:
         """Refund a charge, for example when the work has failed; see `Limiter.refund`.
 
+        Of an update about which the storage did not decide, nothing was charged there: this is then
+        the decision again.
+
         Args:
             cost: How much to refund to each limit; by default what the update itself was charged.
 
@@ -57,6 +66,8 @@ class BoundDecision(Decision):
             StorageError: The storage did not answer; see `Limiter.refund`.
             ConfigError: The cost is invalid.
         """
+        if self.source != self._limiter.storage.source:
+            return self
         refunded: Decision = await self._limiter.refund(self._limits, self._subject, cost)
         return refunded
 

@@ -2,12 +2,12 @@
 
 Every instance puts the messages that it gets into one list in Redis::
 
-    bot:ratelimit:collect:1:chat.ask:42:42      the messages, the latest first
+    bot:ratelimit:collect:2:1:chat.ask:42:42    the messages, the latest first
 
 and looks at it when the user has been quiet for `wait`. The instance whose message is the latest
 takes the whole list, which only one can do, and calls the handler. Instances whose messages are
-still there after `longest` do the same, because the latest one may have died. A list that was taken
-leaves a mark for the instances whose messages were in it.
+still there after `longest` do the same, because the latest one may have died. The list then has the
+ids of the messages that were taken, for the instances that they came to. The 2 is the format.
 
 If the storage does not answer about a message in time, or has lost it, its instance withdraws the
 message from the list and handles it alone. What was asked for must not run later: a list that is
@@ -32,8 +32,8 @@ from cachetools import TTLCache
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.incoming.admission import Handler
 from bot_ratelimit.incoming.backlog import period_of
-from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
-from bot_ratelimit.incoming.events import NEVER_REFUSED, is_from_bot, is_one_of, subject_of
+from bot_ratelimit.incoming.dispatch_state import DEADLINE, NEWEST, dispatch_state
+from bot_ratelimit.incoming.events import NEVER_REFUSED, is_from_bot, is_one_of, is_paid, subject_of
 from bot_ratelimit.incoming.handler_names import HandlerNames
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.checks import check_whole
@@ -52,7 +52,7 @@ MESSAGES_KEY: Final = "messages"
 _KEPT: Final = 86_400
 """Seconds for which messages wait for the user's next one if every instance died."""
 _MARKED: Final = 60
-"""Seconds beyond `longest` for which it is known that a list was taken."""
+"""Seconds beyond `longest` for which it is known what was taken."""
 _MOST: Final = 1_000
 """How many messages of a user are kept at most."""
 _ANY: Final = Limit(1, 1.0)
@@ -76,8 +76,8 @@ class Collect(BaseMiddleware):
 
     The handler gets the first message, and all of them in `data["messages"]`, when the user has
     been quiet for `wait`. Albums come complete. The messages are charged as one. Each handler, chat
-    and topic is collected separately. Service messages, payments, edits and messages of other bots
-    are handled at once.
+    and topic is collected separately. Service messages, payments, messages that their user paid
+    for, edits and messages of other bots are handled at once.
 
     In a flag it uses the storage of the middleware, so several instances collect together. As a
     middleware of its own, it has to be registered before the limits::
@@ -139,7 +139,7 @@ class Collect(BaseMiddleware):
         bot = event.bot.id if event.bot is not None else 0
         parts = (bot, name, subject.business, subject.chat, subject.topic, subject.user)
         names = ":".join(str(each) for each in parts if each is not None)
-        key = f"{limiter.key_prefix}:ratelimit:collect:{names}"
+        key = f"{limiter.key_prefix}:ratelimit:collect:2:{names}"
         if limiter not in self._lists:
             self._lists[limiter] = _Lists(limiter, self.longest)
         deadline = state.setdefault(DEADLINE, Deadline(limiter.timeout))
@@ -147,14 +147,14 @@ class Collect(BaseMiddleware):
         messages = _messages_of(values, event)
         if not messages:
             return None
-        data[MESSAGES_KEY] = messages
+        data[MESSAGES_KEY], state[NEWEST] = messages, messages[-1]
         return await handler(messages[0], data)
 
     async def _wait(
         self, lists: _Lists, key: str, event: Message, deadline: Deadline
     ) -> list[bytes]:
         """Return what is to be handled now; empty if it is handled with another message."""
-        value = event.model_dump_json(exclude_unset=True).encode()
+        value = f"{event.message_id} {event.model_dump_json(exclude_unset=True)}".encode()
         clock = asyncio.get_running_loop().time
         last_moment = clock() + self.longest
         try:
@@ -296,7 +296,7 @@ def collect_of(value: object) -> Collect | None:
 
 def _is_single(event: TelegramObject, data: dict[str, Any]) -> bool:
     """Whether an event is handled at once."""
-    if not isinstance(event, Message) or event.edit_date is not None:
+    if not isinstance(event, Message) or event.edit_date is not None or is_paid(event):
         return True
     return is_one_of(NEVER_REFUSED, event, data.get("event_update")) or is_from_bot(event, data)
 
@@ -305,6 +305,7 @@ def _messages_of(values: list[bytes], event: Message) -> list[Message]:
     """The messages in the order in which they were sent, each once."""
     found = {}
     for value in values:
-        message = Message.model_validate_json(value, context={"bot": event.bot})
+        _, _, text = value.partition(b" ")
+        message = Message.model_validate_json(text, context={"bot": event.bot})
         found[message.message_id] = event if message.message_id == event.message_id else message
     return [found[number] for number in sorted(found)]

@@ -33,7 +33,7 @@ class Debounce(EventRule, Rule):
     The same is a press on the same button of the same message, or a message with the same text or
     file in the same chat. Everything else, also every album, is not affected. A press is answered
     without a text, and nothing is sent about a message. The key is
-    `<prefix>:ratelimit:same:<user>:<chat>:<hash of the content>`.
+    `<prefix>:ratelimit:same:1/2s:<user>:<chat>:<hash of the content>`.
 
     Args:
         window: Seconds, or a text such as `"2s"`.
@@ -50,7 +50,7 @@ class Debounce(EventRule, Rule):
     def __init__(self, window: float | str) -> None:
         _put(self, "window", period_of("Debounce", window))
         Rule.__init__(self, Limit(1, self.window))
-        _put(self, "path", "same:")
+        _put(self, "path", f"same:{self.limit}:")
         _put(self, "ids", lambda subject: None)  # without an event it does not apply
 
     def of_event(self, event: TelegramObject) -> Rule | None:

@@ -8,6 +8,8 @@ from aiogram.dispatcher.middlewares.user_context import EVENT_CONTEXT_KEY
 
 DEADLINE: Final = "deadline"
 """The key of the time that this update may still wait for the storage, a `Deadline`."""
+NEWEST: Final = "newest"
+"""The key of the newest message, if several were collected."""
 _NAME: Final = "_bot_ratelimit_decisions"
 
 

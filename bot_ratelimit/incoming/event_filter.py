@@ -61,7 +61,7 @@ class EventFilter:
             check_takes("exempt", self.is_exempt, "event", "data")
         self._failed = Seldom()
         self.exempt_ids = frozenset() if callable(exempt) else _checked_ids(exempt)
-        self._given_ids = self.exempt_ids
+        self.given_ids = self.exempt_ids
         self._live_ids: frozenset[int] = frozenset()
         self._limited_ids: frozenset[int] = frozenset()
         self._never_refuse = check_event_names(never_refuse)
@@ -84,11 +84,11 @@ class EventFilter:
 
     def exempt_for_good(self, ids: Iterable[int]) -> None:
         """Add to the ids that are exempt, as if they had been given at the start."""
-        self._given_ids |= _checked_ids(ids)
+        self.given_ids |= _checked_ids(ids)
         self._add_up()
 
     def _add_up(self) -> None:
-        self.exempt_ids = (self._given_ids | self._live_ids) - self._limited_ids
+        self.exempt_ids = (self.given_ids | self._live_ids) - self._limited_ids
 
     def subject_of_counts(self, subject: Subject | int) -> Subject:
         """Return the Subject under which the events of a user are counted.

@@ -37,7 +37,8 @@ from bot_ratelimit.incoming.key_conflicts import conflicts
 from bot_ratelimit.rules.checks import check_name
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule, Rules, Scope, rules_of
+from bot_ratelimit.rules.rule import Rule, Rules, Scope, changed, rules_of
+from bot_ratelimit.storage.base import Storage
 
 FLAG: Final = "rate_limit"
 
@@ -68,6 +69,7 @@ class Flags:
     """Reads the flag of each handler once.
 
     Args:
+        storage: Keeps the slots and the collected messages.
         penalty: Applies together with the own rules of every handler.
         others: The rules of the bot's middlewares that share this one's keys, by path.
         limits: Named limits. One with a flag's key or a handler's name wins over what the flag
@@ -76,6 +78,7 @@ class Flags:
 
     def __init__(
         self,
+        storage: Storage,
         penalty: Rule | None = None,
         others: Mapping[str, Rule] | None = None,
         limits: NamedLimits | None = None,
@@ -83,6 +86,7 @@ class Flags:
         self.limits = limits or {}
         self._penalty = () if penalty is None else (penalty,)
         self._others = others or {}
+        self._storage = storage
         self._names = HandlerNames(FLAG)
         # By identity, because handler objects cannot be hashed; there are as many entries as
         # handlers.
@@ -96,8 +100,8 @@ class Flags:
             router: Any router of the bot, to find its other handlers.
 
         Raises:
-            ConfigError: The flag is invalid, or something else counts a different limit under its
-                key. The message names the handlers.
+            ConfigError: The flag is invalid or needs more than the storage has, or something else
+                counts a different limit under its key. The message names the handlers.
         """
         if handler is None or FLAG not in extract_flags(handler):
             return _UNFLAGGED
@@ -155,11 +159,16 @@ class Flags:
                     "with collect= the handler needs the argument messages: list[Message], because "
                     "it is called once for several messages"
                 )
+            if found.slots:
+                self._storage.leases()  # a ConfigError if it keeps none
+            if found.collect:
+                self._storage.documents()
             return found
         except ConfigError as error:
             raise ConfigError(f"the rate_limit flag of {full_name(handler)}: {error}") from None
 
-    def _readable(self, root: Router) -> Iterator[tuple[HandlerObject, HandlerLimits]]:
+    def readable(self, root: Router) -> Iterator[tuple[HandlerObject, HandlerLimits]]:
+        """Yield each handler with a valid flag, and what the flag says."""
         for handler in _flagged(root):
             try:
                 yield handler, self._flag_of(handler, root)
@@ -167,7 +176,7 @@ class Flags:
                 continue
 
     def _with_rules(self, root: Router) -> Iterator[tuple[HandlerObject, Rules]]:
-        for handler, found in self._readable(root):
+        for handler, found in self.readable(root):
             if not isinstance(found.rules, bool):
                 yield handler, found.rules
 
@@ -186,7 +195,7 @@ class Flags:
         if router is None:
             return
         *_, root = router.chain_head
-        for other, other_found in self._readable(root):
+        for other, other_found in self.readable(root):
             others = _by_path(other_found)
             for path in conflicts(own, others):
                 raise ConfigError(
@@ -276,11 +285,12 @@ def _rules_of_flag(value: Any) -> Rules:
 
 def _slots_of(flag: Mapping[str, Any], name: str) -> Concurrency:
     given = flag["concurrent"]
-    if isinstance(given, Concurrency):
-        if given.name:
-            return given
-        return Concurrency(given.amount, given.scope, shorten_name(name), lease=given.lease)
-    return Concurrency(given, flag.get("scope", Scope.USER), shorten_name(name))
+    own = shorten_name(name)
+    if not isinstance(given, Concurrency):
+        given = Concurrency(given, flag.get("scope", Scope.USER), own)
+    elif not given.name:
+        given = Concurrency(given.amount, given.scope, own, lease=given.lease)
+    return changed(given, on_error=flag.get("on_error"))
 
 
 def _all_named(given: Any) -> bool:

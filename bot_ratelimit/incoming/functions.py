@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from inspect import isawaitable, signature
-from typing import Any, Final
+from typing import Any
 
 from aiogram.types import TelegramObject
 
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.limiter.decision import NO_LIMIT
 from bot_ratelimit.rules.checks import check_cost
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.limit import Limit
@@ -31,13 +32,9 @@ from bot_ratelimit.rules.rule import (
     Subject,
     changed,
     named,
-    rule_at,
     rules_of,
     set_fields,
 )
-
-NO_LIMIT: Final = Rules((rule_at("none:", Limit(1, 1.0), lambda subject: None, 1),))
-"""Applies to nobody: what is decided by it is only refused to banned users."""
 
 
 @dataclass(frozen=True, slots=True, init=False)

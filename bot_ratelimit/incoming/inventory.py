@@ -13,8 +13,8 @@ from bot_ratelimit.config.settings import Origin
 from bot_ratelimit.config.tables import penalty_of
 from bot_ratelimit.incoming.arguments import BOTS_PATH
 from bot_ratelimit.incoming.flags import Flags
-from bot_ratelimit.incoming.functions import NO_LIMIT
 from bot_ratelimit.incoming.live_limits import LiveLimits
+from bot_ratelimit.limiter.decision import NO_LIMIT
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rule
 

@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from aiogram.dispatcher.event.handler import HandlerObject
-from aiogram.dispatcher.flags import extract_flags
 from aiogram.dispatcher.router import Router
 
 from bot_ratelimit.config.live import Live
 from bot_ratelimit.config.overrides import Overrides
-from bot_ratelimit.incoming.flags import FLAG
+from bot_ratelimit.config.tables import penalty_of
+from bot_ratelimit.incoming.flags import Flags
 from bot_ratelimit.incoming.handler_names import HandlerNames, handlers_of, shorten_name
 from bot_ratelimit.rules.rule import Rule, Rules, rules_of
 
 
 class LiveLimits:
-    """The limits of handlers without a flag, by the handler's name."""
+    """The limits of handlers whose flags bring no rules, by the handler's name."""
 
-    def __init__(self, live: Live, penalty: Iterable[Rule]) -> None:
-        self._live, self._penalty = live, tuple(penalty)
+    def __init__(self, live: Live, penalty: Iterable[Rule], flags: Flags) -> None:
+        self._live, self._penalty, self._flags = live, tuple(penalty), flags
         self._names = HandlerNames(None)
         self._overrides: Overrides | None = None
         self._found: dict[int, tuple[HandlerObject, Rules | None]] = {}
 
     def rules_for(self, handler: HandlerObject | None, router: Router | None) -> Rules | None:
         """The rules that operators gave a handler; None if they gave none."""
-        if handler is None or not self._live.overrides.rules or FLAG in extract_flags(handler):
+        if handler is None or not self._live.overrides.rules:
             return None
         if self._overrides is not self._live.overrides:
             self._overrides, self._found = self._live.overrides, {}
@@ -42,11 +42,22 @@ class LiveLimits:
         limit = self._live.overrides.rules.get(name, {}).get("limit")
         return None if limit is None else Rule(str(limit), name=name)
 
+    def added(self, roots: Iterable[Router]) -> Iterator[Rule]:
+        """The rules that operators added: a penalty, and the limits of handlers."""
+        if self._live.overrides.penalty is not None:
+            yield penalty_of(self._live.overrides.penalty)
+        rules = (self.rule_of(name) for root in roots for name in self.names(root))
+        yield from (rule for rule in rules if rule is not None)
+
     def names(self, root: Router) -> Iterator[str]:
-        """The names of all handlers without a flag."""
-        inner = {id(each) for name in ("update", "error") for each in root.observers[name].handlers}
-        for handler in handlers_of(root):  # but the dispatcher's own, which pass updates on
-            if FLAG not in extract_flags(handler) and id(handler) not in inner:
+        """The names of all handlers that may be given a limit."""
+        # The dispatcher's own pass updates on.
+        others = {
+            id(each) for name in ("update", "error") for each in root.observers[name].handlers
+        }
+        others |= {id(each) for each, read in self._flags.readable(root) if read.rules is not True}
+        for handler in handlers_of(root):
+            if id(handler) not in others:
                 yield self._name_of(handler, root)
 
     def _name_of(self, handler: HandlerObject, router: Router | None) -> str:

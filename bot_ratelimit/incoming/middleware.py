@@ -71,7 +71,7 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
 
     The handler finds the Decision in `data["rate_limit"]`, as a `BoundDecision`. It is None for an
     event that is not counted: because it has no sender, is exempt, or is never refused, or because
-    no rule applies to it.
+    no limit applies to it; a penalty is no limit.
 
     Args:
         rate_limit: A number of seconds for one event, a str (`"5/10s"`, `"1/s; 20/minute"`), a
@@ -147,7 +147,6 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
             limits_bots=bots is not None,
         )
         self._penalty = penalty
-        self._flags = Flags(penalty, limits=named_limits_of(named_limits or {}))
         self._dispatcher: object = None
         self._dispatchers: WeakSet[Dispatcher] = WeakSet()
         self._discovered: WeakSet[Dispatcher] = WeakSet()
@@ -162,6 +161,8 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
             observer=observer,
             statistics=statistics,
         )
+        limits = named_limits_of(named_limits or {})
+        self._flags = Flags(self.limiter.storage, penalty, limits=limits)
         self._origins: dict[str, Origin] = dict.fromkeys(("limits", "penalty", "named"), "code")
         self.live = (
             Live(self.limiter, inventory=self.inventory, used=self._apply_overrides)
@@ -172,9 +173,9 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
         """Counts what `max_age` dropped."""
         telling = Telling(on_limited, self.limiter)
         self._migration = Migration(self.limiter, self._event_filter, self.live)
-        self._live_limits = (
-            None if self.live is None else LiveLimits(self.live, [penalty] if penalty else [])
-        )
+        self._live_limits = None
+        if self.live is not None:
+            self._live_limits = LiveLimits(self.live, [penalty] if penalty else [], self._flags)
         self._admission = Admission(
             self.limiter, self._event_filter, telling, self.live, self.backlog
         )
@@ -243,8 +244,7 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
             check_flags(dispatcher, self._flags)
             warn_of_unlimited(dispatcher, RateLimitMiddleware, self._event_filter.uncounted)
             for rules in (self.rules, *self._rules_of_flags(dispatcher)):
-                if rules:
-                    self.limiter.decider.expect(rules)
+                self.limiter.decider.expect(rules)
             self.limiter.open()
 
         dispatcher.startup.register(start)
@@ -298,7 +298,7 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
         return self._admission.handle_in_slot(limits.slots, rules, key, dispatch)
 
     def _live_rules(self, data: dict[str, Any]) -> Rules | None:
-        """The rules that operators gave a handler without a flag."""
+        """The rules that operators gave a handler whose flag brings none."""
         if self._live_limits is None:
             return None
         return self._live_limits.rules_for(data.get("handler"), data.get("event_router"))
@@ -332,10 +332,11 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
             if each._checked_space == self._checked_space
             for rule in (*each.rules, *each._bots[:1])
         )
-        self._flags = Flags(self._penalty, others, self._flags.limits)
+        self._flags = Flags(self.limiter.storage, self._penalty, others, self._flags.limits)
         near = [each for each in middlewares if each._key_space == self._key_space]
-        shared = [rule for each in near if each is not self for rule in each.rules]
-        if any(rule in shared for rule in self.rules):
+        elsewhere = [each.rules for each in near if each is not self]
+        elsewhere += self._rules_of_flags(dispatcher)  # of which a guard does not know
+        if any(rule in rules for rules in elsewhere for rule in self.rules):
             self._admission.key_space = self._key_space
 
     @property

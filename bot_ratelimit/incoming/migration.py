@@ -61,7 +61,8 @@ class Migration(BaseMiddleware):
 
     async def move(self, old: int, new: int) -> None:
         """Move everything; errors are logged, because the update has to be handled."""
-        given = old in self._event_filter.exempt_ids
+        # What operators exempt goes over in the live document alone, so that they can undo it.
+        given = old in self._event_filter.given_ids & self._event_filter.exempt_ids
         if given:
             self._event_filter.exempt_for_good([new])
         try:

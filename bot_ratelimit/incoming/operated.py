@@ -36,9 +36,10 @@ class Operated:
     async def reset(self, subject: Subject | int) -> bool:
         """Delete all counts of a user in this middleware; return True if there were any.
 
-        This includes the middleware's rules, a ban by a penalty, the limits of all handlers' flags,
-        and the record that the user was notified. Counts of a chat or a topic are deleted if the
-        subject names it. Counts of all users together (`Scope.GLOBAL`) stay.
+        This includes the middleware's rules, a ban by a penalty, the limits of all handlers, also
+        those that operators gave, and the record that the user was notified. Counts of a chat or a
+        topic are deleted if the subject names it. Counts of all users together (`Scope.GLOBAL`)
+        stay, and those of the second and further limits that a function returns.
 
         Args:
             subject: A user's id, for the counts of the user in the private chat; or a `Subject`
@@ -52,7 +53,8 @@ class Operated:
         """
         subject = self._event_filter.subject_of_counts(subject)
         flags = [rules for each in self._dispatchers for rules in self._rules_of_flags(each)]
-        every = chain(notice_rules(), *flags, self.rules)
+        live = () if self._live_limits is None else self._live_limits.added(self._dispatchers)
+        every = chain(live, notice_rules(), *flags, self.rules)
         by_path = {rule.path: rule for rule in every}
         rules = [rule for rule in by_path.values() if rule.scope is not Scope.GLOBAL]
         return await self.limiter.reset(rules, subject)

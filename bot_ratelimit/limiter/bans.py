@@ -30,7 +30,7 @@ REFRESH: Final = 0.5
 """Seconds between two checks for changes of the list, while decisions are made."""
 IDLE: Final = 60.0
 """Seconds without a decision after which the checks stop."""
-MAX_WRITES: Final = 100
+MAX_WRITES: Final = 1_000
 """How many bans of penalties may be written to the list at a time; further ones apply but are not
 listed."""
 MAX_LINES: Final = 20
@@ -154,7 +154,8 @@ class Bans:
     async def _reload(self) -> None:
         """Load the list if it has changed; if that fails, the copy stays as it is."""
         try:
-            loaded = await self._required().load(self._version, timeout=self._timeout)
+            # No update waits for this longer than its own deadline, and a long list takes a while.
+            loaded = await self._required().load(self._version, timeout=max(self._timeout, 2.0))
             if loaded is not None:
                 self._version, self.current = loaded
         except StorageError:  # decisions report it
@@ -224,8 +225,9 @@ class Bans:
         elif self._raids():
             log.warning(
                 "Penalties ban more than %d users a minute: the next bans are not logged; "
-                "`bot-ratelimit bans` lists all",
+                "`bot-ratelimit bans` lists them, but at most %d of those that begin at once",
                 MAX_LINES,
+                MAX_WRITES,
             )
 
 

@@ -93,12 +93,14 @@ def trial_of(prefix: str, rules: Rules) -> Ask:
 
 
 def once_key(prefix: str, token: str, counts: Sequence[Count]) -> str:
-    """The key of a shared verdict: `bot:ratelimit:once:<hash of the token and of each key>`.
+    """The key of a shared verdict: `bot:ratelimit:once:{<first key>}:<hash of token and keys>`.
 
-    Tokens and keys are strings of any length and content, so each is hashed with its length.
+    Tokens and keys are strings of any length and content, so each is hashed with its length. The
+    braces put it into the slot of the first key, unless that key has braces itself.
     """
     if not isinstance(token, str):
         raise ConfigError(f"once={token!r}: expected a str, for example once=str(update_id)")
     parts = [part.encode("utf-8", "surrogatepass") for part in (token, *(c.key for c in counts))]
     text = b"".join(b"%d:%b" % (len(part), part) for part in parts)
-    return f"{prefix}:ratelimit:once:{blake2b(text, digest_size=16).hexdigest()}"
+    slot = "" if "{" in (key := counts[0].key) else f"{{{key}}}:"
+    return f"{prefix}:ratelimit:once:{slot}{blake2b(text, digest_size=16).hexdigest()}"

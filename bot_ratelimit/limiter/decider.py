@@ -12,6 +12,7 @@ from bot_ratelimit.limiter.arguments import check_subject
 from bot_ratelimit.limiter.counts import counts_of_hit, once_key, trial_of
 from bot_ratelimit.limiter.decision import Decision, Source, conclude, said_by
 from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit
+from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Ids, OnError, Rule, Rules, Scope, Subject
 from bot_ratelimit.storage.base import Ask, Count, Op, ServerEvents, Storage, new_ask, new_count
 from bot_ratelimit.storage.deadline import Deadline
@@ -70,7 +71,7 @@ class Decider:
         self._on_ban = on_ban
         self._remembers = remembers
         self._memory = storage if type(storage) is MemoryStorage else None
-        self._known: dict[int, Rules] = {}
+        self._known: dict[tuple[str, ...], Rules] = {}  # by what their keys have in common
         self._last: Rules | None = None
         self._only: Only | None = None  # of the last rules
         self._seldom = Seldom(clock=clock)
@@ -162,11 +163,12 @@ class Decider:
     def expect(self, rules: Rules) -> None:
         """Note rules that are hit or will be; the same few objects come again and again."""
         self._last, self._only = rules, self._only_of(rules)
-        if id(rules) in self._known:
+        keys = tuple([getattr(rule.limit, "key_part", "") + rule.path for rule in rules])
+        if self._known.get(keys) is rules:
             return
-        if len(self._known) >= _MAX_KNOWN:
+        if keys not in self._known and len(self._known) >= _MAX_KNOWN:
             self._known.pop(next(iter(self._known)))
-        self._known[id(rules)] = rules
+        self._known[keys] = rules
         if any(rule.on_error not in (None, self.on_error) for rule in rules):
             self.guard.consequence = self.guard.consequence.removesuffix(_EXCEPT) + _EXCEPT
 
@@ -191,12 +193,12 @@ class Decider:
         policies = [rule.on_error or self.on_error for rule in rules]
         kept, first = [], None
         for index, (rule, policy) in enumerate(zip(rules, policies, strict=True)):
-            if policy == "deny" and not rule.shadow:  # which never refuses
+            if policy == "deny" and not rule.shadow and not isinstance(rule, Penalty):
                 wait = self.wait(ask.counts)
                 return Decision(False, rule, 0, wait, wait, "policy")
             if policy == "memory":
                 kept.append(index)
-            if first is None and not rule.shadow:
+            if first is None and not rule.shadow and rule.tells_left:
                 first = index
         if kept:
             ask = ask._replace(counts=[ask.counts[index] for index in kept])

@@ -8,10 +8,14 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import RateLimitError
+from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule
+from bot_ratelimit.rules.rule import Rule, Rules, rule_at
 
 Source: TypeAlias = str
+
+NO_LIMIT: Final = Rules((rule_at("none:", Limit(1, 1.0), lambda subject: None, 1),))
+"""Applies to nobody: what is decided by it is only refused to banned users."""
 
 
 class Decision(NamedTuple):
@@ -117,7 +121,8 @@ def _ban(verdict: Verdict) -> Verdict:
 
 def _weight(rule: Rule, verdict: Verdict, cost: int) -> tuple[bool, int, bool, int]:
     left = verdict.remaining - cost
-    return not rule.shadow, verdict.wait, rule.tells_left, -left
+    says = not rule.shadow and (verdict.wait > 0 or rule.tells_left)
+    return says, verdict.wait, rule.tells_left, -left
 
 
 class RefusedError(RateLimitError):

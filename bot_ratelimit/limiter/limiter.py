@@ -165,8 +165,8 @@ class Limiter(OperatorMethods):
             decision = await limiter.peek("5/10s", Subject(user=42))
             print(decision.remaining, "left")
 
-        The answer includes a ban that the hit would cause. Only `remaining` is the value before the
-        hit: an allowed hit would leave its cost less. The arguments are those of `hit`.
+        The answer includes a ban that the hit would cause. `remaining` and `reset_after` are those
+        before the hit: an allowed hit would leave its cost less. The arguments are those of `hit`.
         """
         return await self._decide(rules_of(rule), subject, cost, peek=True)
 

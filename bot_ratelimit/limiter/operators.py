@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from bot_ratelimit.errors import ConfigError, StorageError
+from bot_ratelimit.errors import ConfigError, StorageError, printable
 from bot_ratelimit.limiter.arguments import (
     check_ban_length,
     check_bannable,
@@ -109,7 +109,7 @@ class OperatorMethods:
                 "A reset holds in this process only: %s. Repeat it when Redis answers again, to "
                 "delete the counts in Redis (%s)",
                 str(error).rstrip("."),
-                ", ".join(count.key for count in counts),
+                ", ".join(printable(count.key) for count in counts),
             )
         self._bans.remove_penalty_bans(subject, counts)
         return found > 0
@@ -144,8 +144,9 @@ class OperatorMethods:
         )
 
     def is_banned(self, subject: Subject) -> bool:
-        """Whether a subject is banned by hand, as far as this process knows; sends no request."""
-        return bool(self._bans.current) and self._bans.left(subject) > 0
+        """Whether this process knows that a subject is banned by hand; sends no request."""
+        bans = self._bans
+        return bool(bans.current) and not bans.is_stale and bans.left(subject) > 0
 
     async def unban(self, subject: Subject) -> bool:
         """Lift all bans of a subject, also those of a `Penalty`; return True if there were any.

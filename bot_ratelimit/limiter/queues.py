@@ -53,9 +53,13 @@ class Queues:
         self._queues = PerLoop[dict[Hashable, deque[Waiting]]](dict)
         self._waiting = PerLoop[set[Waiting]](set)
 
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._waiting.get())
+
     def has_room(self) -> bool:
         """Whether one more may wait."""
-        return len(self._waiting.get()) < self._longest
+        return len(self) < self._longest
 
     def is_busy(self, key: Hashable) -> bool:
         """Whether somebody waits for this key."""

@@ -70,10 +70,10 @@ class Slots:
         slot = _refusal(wanted.concurrency, wanted.concurrency.lease, self._decider.storage.source)
         if not self._queues.is_busy(key):  # else others come first
             slot = await self._try(wanted, key, wanted.deadline)
+        if wanted.timeout and closed != self._queues.closed and slot._lease is None:
+            return _refusal(wanted.concurrency, slot.retry_after, "policy")
         if slot.allowed or slot.source == "policy" or not wanted.timeout:
             return slot
-        if closed != self._queues.closed:
-            return slot._replace(source="policy")
         if not self._queues.has_room():
             return slot
         pause, until = FIRST_POLL, began + wanted.timeout
@@ -85,8 +85,9 @@ class Slots:
                 poll = pause * random.uniform(0.75, 1)  # noqa: S311 - no secret
                 woken = await turn.sleep(min(left, slot.retry_after or left, poll))
                 pause = FIRST_POLL if woken else min(pause * 2, LONGEST_POLL)
-            source = "policy" if turn.is_closed and not slot.allowed else slot.source
-        return slot.with_lease(slot._lease, waited=time() - began, source=source)
+            if turn.is_closed and slot._lease is None:
+                slot = _refusal(wanted.concurrency, slot.retry_after, "policy")
+        return slot.with_lease(slot._lease, waited=time() - began)
 
     async def _try(self, wanted: SlotContext, key: str, deadline: Deadline | None = None) -> Slot:
         """Ask for the slot once; without an answer the policy decides."""
@@ -155,8 +156,11 @@ class Slots:
         self._queues.wake(claim.key)
 
     def _report_in_use(self, concurrency: Concurrency, change: int) -> None:
-        self._in_use[concurrency.name] += change
-        self._observer.slots_in_use(concurrency.name, self._in_use[concurrency.name])
+        name = concurrency.name
+        self._in_use[name] += change
+        self._observer.slots_in_use(name, self._in_use[name])
+        if not self._in_use[name]:
+            del self._in_use[name]
 
     def _release_in_background(self, leases: Leases, claim: Claim) -> asyncio.Task[None]:
         """Release in a separate task, which the caller's cancellation does not affect."""

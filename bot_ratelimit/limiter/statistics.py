@@ -14,12 +14,11 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from bot_ratelimit.errors import RateLimitError
+from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.observer import (
     FloodScope,
@@ -31,7 +30,7 @@ from bot_ratelimit.limiter.observer import (
 from bot_ratelimit.rules.checks import check_whole
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.base import Storage
-from bot_ratelimit.storage.loops import PerLoop, Ticker
+from bot_ratelimit.storage.loops import PerLoop, Seldom, Ticker
 from bot_ratelimit.storage.tallies import KEPT_HOURS, MAX_USERS, Tally
 
 log = logging.getLogger("bot_ratelimit")
@@ -121,7 +120,7 @@ class Statistics(Observer):
         self._sending: tuple[Tally, int] | None = None
         self._lock = PerLoop(asyncio.Lock)
         self._ticker = Ticker(self._tick, every)
-        self._names = Names()
+        self._names, self._seldom = Names(), Seldom()
 
     def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
         """Count a decision, and schedule the next write."""
@@ -157,7 +156,8 @@ class Statistics(Observer):
         """
         self._forget_old()
         async with self._lock.get():
-            while self._sending is not None or self._hours:
+            # What is counted meanwhile waits for the next write: else a busy bot goes on forever.
+            for _ in range((self._sending is not None) + len(self._hours)):
                 if self._sending is None:
                     hour = min(self._hours)
                     self._number += 1
@@ -230,8 +230,13 @@ class Statistics(Observer):
 
     async def _tick(self) -> bool:
         """Write; an outage is reported elsewhere, and what could not be written is kept."""
-        with suppress(RateLimitError):
+        try:
             await self.flush()
+        except StorageError:
+            pass
+        except ConfigError as error:
+            if self._seldom():
+                log.warning("The statistics cannot be written: %s", error)
         return self._sending is not None or bool(self._hours)
 
     def _forget_old(self) -> None:

@@ -19,7 +19,7 @@ from aiogram.exceptions import ClientDecodeError, TelegramAPIError, TelegramMigr
 
 from bot_ratelimit.errors import NotSentError
 from bot_ratelimit.outgoing.journal import Journal
-from bot_ratelimit.outgoing.pacing import ShuttingDownError
+from bot_ratelimit.outgoing.pacing import Pacer, ShuttingDownError
 from bot_ratelimit.outgoing.progress import Progress
 from bot_ratelimit.outgoing.scope import BroadcastScope, broadcast_scope
 from bot_ratelimit.outgoing.sent import Sent, Status, never_left, status_of
@@ -31,7 +31,7 @@ T = TypeVar("T", bound="int | str")
 
 # Without a connection nothing was sent, so the same chat is tried again after these seconds.
 _RECONNECT: Final = (1, 2, 4, 8, 15, 30, 30, 30)
-# Seconds for answers when the generator is closed; as long as `OutgoingLimits.close` waits.
+# Seconds for answers when it ends early; as long as `OutgoingLimits.close` waits.
 _PATIENCE: Final = 5.0
 # These are no bugs of `send`. The second is a page of Telegram's proxy in place of an answer.
 _EXPECTED: Final = (TelegramAPIError, ClientDecodeError, NotSentError)
@@ -45,6 +45,7 @@ class Broadcast(Generic[T]):
         journal: Knows which chats are done.
         progress: Counts the outcomes.
         stars: Pays for messages.
+        pacer: Ends waits when the bot shuts down.
         is_set_up: Whether a bot is set up, so that the requests of `send` are seen.
     """
 
@@ -54,6 +55,7 @@ class Broadcast(Generic[T]):
         journal: Journal | None,
         progress: Progress,
         stars: Stars,
+        pacer: Pacer,
         *,
         is_set_up: bool,
     ) -> None:
@@ -61,6 +63,7 @@ class Broadcast(Generic[T]):
         self._journal = journal
         self._progress = progress
         self._stars = stars
+        self._pacer = pacer
         self._is_set_up = is_set_up
         self._floods = 0  # how many requests were answered with 429
         self._unknown = 0  # how many chats may have got something when their worker was stopped
@@ -82,6 +85,7 @@ class Broadcast(Generic[T]):
             asyncio.create_task(self._work(source, outcomes)) for _ in range(in_flight)
         ]
         running = in_flight
+        patience: float | None = None
         try:
             while running:
                 if (sent := await outcomes.get()) is None:
@@ -90,7 +94,8 @@ class Broadcast(Generic[T]):
                     yield sent
             for worker in self._workers:
                 await worker  # which raises if the source failed, or the bot is shutting down
-        except (asyncio.CancelledError, GeneratorExit, ShuttingDownError) as error:
+        except BaseException as error:
+            patience = _PATIENCE
             if isinstance(error, GeneratorExit):
                 await self._finish()
             await self._stop()
@@ -102,12 +107,12 @@ class Broadcast(Generic[T]):
             await self._stop()
             if self._journal is not None:
                 self._journal.close()
-            await self._progress.finish()
+            await self._progress.finish(patience)
             if self._floods:
                 log.warning("Broadcast: %d requests were answered with 429", self._floods)
 
     async def _finish(self) -> None:
-        """Send nothing more, and wait for the answers to what was sent."""
+        """Begin no further chat, and wait for each `send` that has sent something."""
         self._is_ending = True
         for worker in self._workers:
             if (requests := self._serving.get(worker)) is None or not requests.left:
@@ -122,8 +127,8 @@ class Broadcast(Generic[T]):
 
     async def _work(self, chats: AsyncIterator[T], outcomes: asyncio.Queue[Sent[T] | None]) -> None:
         try:
-            while not self._stars.has_stopped and (chat := await self._next(chats)) is not None:
-                if (sent := await self._serve(chat)) is not None:
+            while not self._stars.has_stopped and (found := await self._next(chats)):
+                if (sent := await self._serve(*found)) is not None:
                     self._progress.add(sent)
                     if self._is_ending:  # nobody asks for outcomes any more
                         return
@@ -133,11 +138,12 @@ class Broadcast(Generic[T]):
             if task and not task.cancelling() and not self._is_ending:
                 await outcomes.put(None)
 
-    async def _next(self, chats: AsyncIterator[T]) -> T | None:
+    async def _next(self, chats: AsyncIterator[T]) -> tuple[T] | None:
+        """The next chat; None at the end, because a chat that is None gets an outcome, too."""
         async with self._turn:  # an async generator allows one caller at a time
             async for chat in chats:
                 if self._journal is None or chat not in self._journal:
-                    return chat
+                    return (chat,)
                 self._progress.skipped += 1
         return None
 
@@ -156,7 +162,7 @@ class Broadcast(Generic[T]):
             self._floods += requests.floods
         if sent is None:
             return None
-        if sent and not requests.has_tried:
+        if sent and not requests.left:
             if not self._warned:
                 self._warned = True
                 log.warning(
@@ -180,6 +186,8 @@ class Broadcast(Generic[T]):
         while True:
             try:
                 result = await self._send(target)
+                if requests.error is not None and not requests.left:
+                    raise requests.error  # `send` has caught it, but the chat got nothing
             except StarsSpentError as error:
                 return Sent(chat, Status.UNKNOWN, None, error) if requests.left else None
             except ShuttingDownError:
@@ -200,7 +208,7 @@ class Broadcast(Generic[T]):
                 again = never_left(error) and not requests.left
                 if not again or (wait := next(waits, None)) is None:
                     return Sent(chat, _status(error, requests), None, error, moved)
-                await asyncio.sleep(wait)
+                await self._pacer.sleep(0 if self._pacer.closed else wait)
             else:
                 return Sent(chat, Status.MIGRATED if moved else Status.SENT, result, None, moved)
 

@@ -5,7 +5,7 @@
 ========================================  ======================================================
 `chat:42`  `chat:@channel`                the permits of a chat
 `group:-100123`                           the permits of a group, in addition
-`drafts:42`  `drafts2:42`                 the permits of the drafts in a chat, for each limit
+`drafts:42`                               the permits of the drafts in a chat
 `actions:42`                              the permits of chat actions
 `methods:<method>:-100123`                the calls of one method in a chat, one after the other
 `slow:42`                                 the permits of a chat for a while after 429s
@@ -76,11 +76,8 @@ class Budgets:
             raise ConfigError(f"margin={margin!r}: expected a share from 0 to 1, for example 0.02")
         self.chat = _limit("per_chat", per_chat, margin)
         self.group = _limit("per_group", per_group, margin)
-        parts = drafts.split(";") if isinstance(drafts, str) else [drafts]
-        found = [_limit("drafts", each, margin) for each in parts]
-        self.drafts = [limit for limit in found if limit is not None]
-        self.draft_gap: Final = min(map(_seconds, self.drafts), default=0.0)
-        """Seconds between two texts of one draft, so that a stream is shown evenly."""
+        self.drafts = _limit("drafts", drafts, margin)
+        self.draft_gap: Final = _gap(self.drafts) if self.drafts else 0.0
         self.refill, self.parts, self._chat = 0.0, 1, self.chat
         if self.chat and self.chat.burst and max(self.chat.amount, self.chat.burst) <= _MOST:
             self.refill, self.parts = _seconds(self.chat), _PARTS
@@ -155,10 +152,7 @@ class Budgets:
         ids, items = _ids(name), whole // self.parts
         counted: list[tuple[str, Limit | None, int]]
         if kind is Kind.DRAFT:
-            numbers = ["", *map(str, range(2, len(self.drafts) + 1))]
-            counted = [
-                (f"drafts{n}:", each, 1) for n, each in zip(numbers, self.drafts, strict=True)
-            ]
+            counted = [("drafts:", self.drafts, 1)]
         elif kind is Kind.ACTION:
             counted = [("actions:", self.chat, 1)]
         elif kind is Kind.METHOD:
@@ -211,6 +205,14 @@ def _limit(name: str, value: LimitLike | None, margin: float) -> Limit | None:
 def _seconds(limit: Limit) -> float:
     """Seconds for one permit."""
     return limit.period / limit.amount
+
+
+def _gap(limit: Limit) -> float:
+    """Seconds between two texts of one draft, so that a stream is shown evenly.
+
+    The burst of a bucket lets its first texts be shown twice as often.
+    """
+    return _seconds(limit) / (2 if (limit.burst or 1) > 1 else 1)
 
 
 def _name(key: PaceKey) -> str | None:

@@ -12,14 +12,16 @@ from aiogram.exceptions import TelegramAPIError
 from bot_ratelimit.errors import NotSentError, SendQueueFullError
 from bot_ratelimit.limiter.observer import Observers
 from bot_ratelimit.outgoing.chat_queue import OVERTAKE_AFTER, ChatQueue, Edits, Entry, Request
-from bot_ratelimit.outgoing.floods import Floods, describe, flood_wait
+from bot_ratelimit.outgoing.floods import Floods, describe, flood_wait, retry_after
 from bot_ratelimit.outgoing.methods import Method
 from bot_ratelimit.outgoing.pace import Pace
 from bot_ratelimit.outgoing.pacing import Pacer, Permit, ShuttingDownError, shutting_down
 from bot_ratelimit.outgoing.queues import Queues
 from bot_ratelimit.outgoing.sent import was_refused
 
-_LOOK_EVERY: Final = 0.05  # at the shutdown, whether Telegram has answered
+_LOOK_EVERY: Final = 0.05  # whether Telegram has answered
+_DRAFTS_FIRST: Final = 1.0
+"""Seconds that a message waits for a draft on its way: shown later, it would stay beside it."""
 
 
 class Delivery:
@@ -61,9 +63,9 @@ class Delivery:
         Raises:
             NotSentError: It may not wait, or the bot is shutting down.
             SendQueueFullError: Too many requests wait.
+            TelegramRetryAfter: A block lasts longer than the request waits.
         """
-        if queue.holder is not None:
-            self._check_can_join(queue, request, edit)
+        self._check_can_join(queue, request, edit)
         self._count(1)
         queue.users += 1
         try:
@@ -108,10 +110,11 @@ class Delivery:
             if self._pacer.closed:  # a later run sends to the other chats
                 raise shutting_down(f"{describe(request)} was ")
             request.broadcast.leaving()
-        self._queues.before_sending(request)
         self.in_flight += 1
-        request.left_at, request.outcome = _now(), "failed"
         try:
+            if drafts := self._queues.before_sending(request):
+                await asyncio.wait(drafts, timeout=_DRAFTS_FIRST)
+            request.left_at, request.outcome = _now(), "failed"
             result = await request.send(request.bot, request.method)
         except TelegramAPIError as error:
             if flood_wait(error) is not None:
@@ -137,18 +140,20 @@ class Delivery:
             )
 
     def _check_can_join(self, queue: ChatQueue, request: Request, edit: Hashable) -> None:
-        """Raise an error if the request cannot wait behind others."""
-        if self._pacer.closed:
-            raise shutting_down()
-        if not request.may_wait:
-            raise NotSentError(f"{describe(request)} was not sent: others wait for this chat")
-        if queue.replaceable(request, edit) is not None:
-            return
+        """Raise an error if the request cannot wait."""
+        if queue.holder is not None:
+            if self._pacer.closed:
+                raise shutting_down()
+            if not request.may_wait:
+                raise NotSentError(f"{describe(request)} was not sent: others wait for this chat")
+            blocked = self._floods.blocked_for(queue)
+            if not self._pacer.may_repeat(queue, request, blocked):  # the holder is more patient
+                raise retry_after(request, blocked)
         most = self._max_waiting
-        if queue.waiting >= most:
-            full = f"{queue.waiting} requests wait for this chat; send less or raise per_chat"
-        elif self.waiting >= 10 * most:
+        if self.waiting >= 10 * most:
             full = f"{self.waiting} requests wait in this process; send less or raise max_waiting"
+        elif queue.waiting >= most and queue.replaceable(request, edit) is None:
+            full = f"{queue.waiting} requests wait for this chat; send less or raise per_chat"
         else:
             return
         raise SendQueueFullError(f"{describe(request)} was not sent: {full} (max_waiting={most})")
@@ -168,15 +173,19 @@ class Delivery:
             async with asyncio.timeout_at(request.deadline):
                 await asyncio.wait([edits.task])
         except TimeoutError:
-            if not edits.in_flight:
+            while edits.in_flight:  # after a 429 the others may go on waiting
+                await asyncio.wait([edits.task], timeout=_LOOK_EVERY)
+            if not edits.task.done():
                 raise _too_late(request) from None
-            await asyncio.wait([edits.task])
         finally:
             if len(edits.requests) > 1:
                 edits.requests.remove(request)
-            else:
-                edits.task.cancel()  # if it is not done: nobody waits for it any more
-        return edits.task.result()
+            else:  # nobody waits for it any more
+                queue.seal(edits)  # a newer edit must not join what ends
+                edits.task.cancel()
+        result = edits.task.result()
+        request.outcome = "sent"  # itself, or a newer edit in its place
+        return result
 
     async def _deliver(self, queue: ChatQueue, entry: Entry) -> Any:
         """Wait for the turn, take a permit and send; repeat this after a 429."""

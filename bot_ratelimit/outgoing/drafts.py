@@ -10,7 +10,6 @@ from typing import Any
 
 from aiogram.exceptions import TelegramAPIError
 
-from bot_ratelimit.errors import NotSentError
 from bot_ratelimit.outgoing.chat_queue import Request
 from bot_ratelimit.outgoing.floods import Floods, flood_wait
 from bot_ratelimit.outgoing.methods import draft_of
@@ -29,6 +28,8 @@ class Draft:
     busy: bool = False
     """Whether a caller or a background task sends the newest text."""
     next_at: float = 0.0
+    on_its_way: asyncio.Future[None] | None = None
+    """Done when Telegram has answered; None if nothing is on its way."""
 
 
 class DraftStream(Pace):
@@ -40,11 +41,15 @@ class DraftStream(Pace):
         super().__init__(key)
         self.drafts: dict[tuple[int | None, int], Draft] = {}
 
-    def drop(self, topic: int | None, draft_id: int | None = None) -> None:
-        """Forget what waits in a topic, of one draft or of all."""
+    def drop(self, topic: int | None, draft_id: int | None = None) -> list[asyncio.Future[None]]:
+        """Forget what waits in a topic, of one draft or of all; return what is on its way."""
+        on_their_way = []
         for (where, which), draft in self.drafts.items():
             if where == topic and draft_id in (None, which):
                 draft.newest = None
+                if draft.on_its_way is not None:
+                    on_their_way.append(draft.on_its_way)
+        return on_their_way
 
     def is_idle(self, now: float) -> bool:
         """See `Pace.is_idle`."""
@@ -63,7 +68,7 @@ class Drafts:
         floods: Handles 429s.
         send: Sends a request now.
         gap: Seconds between two texts of one draft.
-        max_wait: A text that cannot be sent within this many seconds is dropped.
+        max_wait: Texts are dropped while a block lasts for more than this many seconds.
     """
 
     def __init__(
@@ -86,6 +91,8 @@ class Drafts:
         key = draft_of(request.method)
         draft = stream.drafts.setdefault(key, Draft())
         draft.newest = request
+        if self._floods.blocked_for(stream) <= self._max_wait:
+            request.outcome = "sent"  # as soon as it can be, or a newer text in its place
         if draft.busy:
             return True
         draft.busy = True
@@ -110,18 +117,17 @@ class Drafts:
         """Send the newest text as soon as it may be sent, until there is none."""
         try:
             while draft.newest is not None and not self._pacer.closed:
-                wait = self._wait(stream, draft)
-                if wait > self._max_wait:
+                if self._floods.blocked_for(stream) > self._max_wait:
                     return
                 try:
-                    if wait > 0:
+                    if (wait := self._wait(stream, draft)) > 0:
                         await self._pacer.sleep(wait)
                     else:
                         await self._send_newest(stream, draft)
-                except NotSentError:  # the bot shuts down
-                    return
                 except Exception as error:  # nobody waits for its answer
                     log.debug("A draft was not shown: %r", error)
+                    if not isinstance(error, TelegramAPIError):  # the next try would fail, too
+                        return
         finally:
             draft.newest = None
             draft.busy = False
@@ -137,6 +143,7 @@ class Drafts:
         if request is None:  # a message has made it obsolete
             return True
         draft.next_at = clock() + self._gap
+        draft.on_its_way = answered = asyncio.get_running_loop().create_future()
         try:
             return await self._send(request)
         except TelegramAPIError as error:
@@ -146,5 +153,7 @@ class Drafts:
             request = None  # it is sent again, unless it was dropped or replaced
             return True
         finally:
+            answered.set_result(None)
+            draft.on_its_way = None
             if draft.newest is request:
                 draft.newest = None

@@ -107,7 +107,7 @@ class Floods:
         self._observer.flood_waited(scope, seconds)
         what = "" if whole_bot else str(pace.key.method or pace.key.chat)
         self._blocks[bot, scope, what] = _now() + seconds
-        pace.block(asyncio.get_running_loop().time(), seconds)
+        pace.block(asyncio.get_running_loop().time(), seconds, request.left_at)
         await self._permits.block(self._budgets.block(pace), pace.subject, seconds)
         if whole_bot:
             self._block_bot(bot, seconds)

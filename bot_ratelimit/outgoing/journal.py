@@ -47,7 +47,7 @@ class Journal:
     to which something was sent. Chats that end with `leaving` may or may not have got it; these are
     `in_flight`. (After a power failure, data that the system had not written yet is missing.)
 
-    While a broadcast runs, the file is locked, so that no other process uses it.
+    While a broadcast runs, the file is locked, so that no other broadcast uses it.
 
     Args:
         path: The file; a broadcast creates it, and closes it at its end.
@@ -74,27 +74,25 @@ class Journal:
         return str(chat) in self.done
 
     def open(self) -> None:
-        """Begin a broadcast: keep other processes from using the file, and log what is in flight.
+        """Begin a broadcast: keep others from using the file, and log what is in flight.
 
         Raises:
-            ConfigError: Another process broadcasts with this file.
+            ConfigError: Another broadcast uses the file, in this process or in another.
         """
-        if self._file is not None:
-            return
         try:
             file = FileIO(self.path, "ab")
         except OSError as error:
             raise ConfigError(f"the journal {self.path}: {error.strerror}") from None
         try:
             _lock(file.fileno())
-            file.truncate(self._read())  # another process may have written in the meantime
+            file.truncate(self._read())  # another broadcast may have written in the meantime
         except OSError as error:
             file.close()
             if error.errno not in _LOCKED:
                 raise ConfigError(f"the journal {self.path}: {error.strerror}") from None
             raise ConfigError(
-                f"the journal {self.path}: another process is broadcasting with it; wait until it "
-                "ends, or give another path"
+                f"the journal {self.path}: another broadcast is using it; wait until it ends, "
+                "or give another path"
             ) from None
         except ConfigError:
             file.close()
@@ -109,7 +107,8 @@ class Journal:
         Raises:
             OSError: The disk is full: nothing was recorded.
         """
-        self.open()
+        if self._file is None:
+            self.open()
         if self._file is not None:
             line = f"{chat} {word}\n".encode()
             if (written := self._file.write(line)) != len(line):
@@ -117,7 +116,7 @@ class Journal:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def close(self) -> None:
-        """Close the file, and let other processes use it; writing opens it again."""
+        """Close the file, and let other broadcasts use it; writing opens it again."""
         if self._file is not None:
             self._file.close()  # which also unlocks
             self._file = None
@@ -169,7 +168,7 @@ def _chat(text: str) -> int | str:
 
 
 def _lock(file: int) -> None:
-    """Lock an open file until it is closed; raise OSError if another process has locked it."""
+    """Lock an open file until it is closed; raise OSError if it is already locked."""
     try:
         if sys.platform == "win32":
             os.lseek(file, _LOCKED_BYTE, os.SEEK_SET)

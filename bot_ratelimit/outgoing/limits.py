@@ -79,7 +79,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         per_group: The additional limit of a group or channel; None for no limit.
         broadcast: The common limit of everything that is sent inside `broadcasting()`; None for no
             limit. Messages with `allow_paid_broadcast` have a budget of 1000 a second instead.
-        drafts: The limits of the drafts in one chat, which are not messages; None for no limit.
+        drafts: The limit of the drafts in one chat, which are not messages; None for no limit.
         max_wait: Seconds that a request waits for a block after a 429, or seconds by kind:
             `{"message": 60, "edit": 5, "draft": 5, "method": 30}`. If the block lasts longer, the
             request raises `TelegramRetryAfter` at once, with the rest of the block. Broadcasts wait
@@ -113,7 +113,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         per_chat: LimitLike | None = "1/s burst 5",
         per_group: LimitLike | None = "20/minute sliding",
         broadcast: LimitLike | None = "25/s",
-        drafts: LimitLike | None = "20/5s sliding; 40/30s sliding",
+        drafts: LimitLike | None = "1/s burst 10",
         max_wait: float | Mapping[str, float] = MAX_WAIT,
         retries: int = 3,
         repeat_albums: bool = False,
@@ -200,27 +200,22 @@ class OutgoingLimits(BaseRequestMiddleware):
         check_setup(bot, dispatcher)
         found = [each for each in bot.session.middleware if isinstance(each, OutgoingLimits)]
         if found and self not in found:
-            raise ConfigError(
-                f"setup: the session of bot {bot.id} already has OutgoingLimits; use those, "
-                "because two would count each request twice"
-            )
+            raise ConfigError(f"setup: bot {bot.id} already has OutgoingLimits; use those")
         if not found:
             bot.session.middleware(self)
         self._is_set_up = True
-        if dispatcher is not None:
+        if dispatcher is not None and all(
+            each.callback != self._on_shutdown for each in dispatcher.shutdown.handlers
+        ):
             dispatcher.startup.register(self.open)
-            dispatcher.shutdown.register(self.close)
-            stops = getattr(dispatcher, "stopped_message_generation", None)
-            if stops is not None and self._queues.on_stop not in list(stops.outer_middleware):
+            dispatcher.shutdown.register(self._on_shutdown)
+            if (stops := getattr(dispatcher, "stopped_message_generation", None)) is not None:
                 stops.outer_middleware.register(self._queues.on_stop)
         return self
 
     @asynccontextmanager
     async def broadcasting(self) -> AsyncIterator[None]:
-        """Treat everything that is sent inside as part of a broadcast.
-
-        It also takes from the broadcast budget, and lets replies go first.
-        """
+        """Let what is sent inside also take from the broadcast budget, and let replies go first."""
         token = broadcast_scope.set(broadcast_scope.get() or BroadcastScope())
         try:
             yield
@@ -248,7 +243,7 @@ class OutgoingLimits(BaseRequestMiddleware):
 
         Args:
             chats: Ids, each of them once, from any iterable or async iterable.
-            send: Sends to one chat, with a bot that is set up; called once for each chat.
+            send: Sends to one chat, with a bot that is set up; again only if the chat got nothing.
             journal: Records what was done, so that the next run does not repeat it.
             progress: Counts outcomes and shows the progress.
             in_flight: How many chats are sent to at the same time: the budget per second times the
@@ -259,14 +254,14 @@ class OutgoingLimits(BaseRequestMiddleware):
 
         Raises:
             NotSentError: The bot is shutting down; the journal says where to continue.
-            ConfigError: An argument is invalid, or another process uses the journal.
+            ConfigError: An argument is invalid, or another broadcast uses the journal.
         """
         check_broadcast(chats, send, journal, progress)
         check_whole("in_flight", in_flight, 1)
         progress = progress or Progress()
-        paid = Stars(stars, when_spent)
         self._progresses.add(progress)
-        broadcast = Broadcast(send, journal, progress, paid, is_set_up=self._is_set_up)
+        paid, is_set_up = Stars(stars, when_spent), self._is_set_up
+        broadcast = Broadcast(send, journal, progress, paid, self._pacer, is_set_up=is_set_up)
         return broadcast.run(chats, in_flight)
 
     async def __call__(self, make_request: Send, bot: Bot, method: Method) -> Any:
@@ -292,7 +287,9 @@ class OutgoingLimits(BaseRequestMiddleware):
         began = clock()
         try:
             return await self._paced(request)
-        except TelegramAPIError as error:
+        except Exception as error:
+            if scope is not None:
+                scope.error = error
             if flood_wait(error) is not None:
                 request.outcome = "flooded"
             raise
@@ -301,8 +298,7 @@ class OutgoingLimits(BaseRequestMiddleware):
             self._observer.request_done(type(method).__name__, request.outcome, waited)
 
     async def _paced(self, request: Request) -> Any:
-        method, traffic = request.method, request.traffic
-        kind = traffic.kind
+        method, kind = request.method, request.traffic.kind
         self._delivery.check_session_open(request.bot, method)
         key = key_of(request, chat_of(method))
         if kind is Kind.DRAFT:
@@ -311,7 +307,7 @@ class OutgoingLimits(BaseRequestMiddleware):
             return await self._delivery.send_or_drop(self._queues.find(key, Pace), request)
         edit = None
         if kind is Kind.EDIT and self._merge_edits and not request.broadcast and request.may_wait:
-            edit = edit_of(method, traffic)
+            edit = edit_of(method, request.traffic)
         return await self._delivery.send_paced(self._queues.find(key, ChatQueue), request, edit)
 
     def _look(self) -> dict[str, Any]:
@@ -327,6 +323,9 @@ class OutgoingLimits(BaseRequestMiddleware):
     async def open(self) -> None:
         """Allow requests to wait again, after a `close`."""
         self._pacer.closed = self._permits.closed = False
+
+    async def _on_shutdown(self) -> None:
+        await self.close()  # aiogram would pass dp["timeout"] on to a parameter of that name
 
     async def close(self, timeout: float = 5.0) -> None:
         """End all waiting requests and wait for those in progress.

@@ -55,9 +55,15 @@ class Pace:
         """
         return self.is_slow and self.is_cautious(now)
 
-    def block(self, now: float, seconds: float) -> None:
-        """Send nothing for `seconds`; of two blocks the later end wins."""
-        if now > self.blocked_until + _SAME_BLOCK:
+    def block(self, now: float, seconds: float, left_at: float | None = None) -> None:
+        """Send nothing for `seconds`; of two blocks the later end wins.
+
+        Args:
+            now: The time, by the loop's clock.
+            seconds: How long.
+            left_at: When the refused request left; None if another instance met the 429.
+        """
+        if (now - _SAME_BLOCK if left_at is None else left_at) >= self.blocked_until:
             kind, in_chat = self.key.kind, self.key.chat != ""
             counts = self.is_cautious(now) and kind in (Kind.MESSAGE, Kind.METHOD)
             self.is_slow = counts or (kind is Kind.METHOD and in_chat)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 from aiogram.types import Message
@@ -107,13 +108,15 @@ class Progress:
             if self._message is not None and (self._edit is None or self._edit.done()):
                 self._edit = asyncio.create_task(_show(self._message, str(self), wait=False))
 
-    async def finish(self) -> None:
-        """Show the final result."""
+    async def finish(self, timeout: float | None) -> None:
+        """Show the final result, for so many seconds at most; None for no bound."""
         self.is_running = False
-        if self._edit is not None:
-            await self._edit
-        if self._message is not None:
-            await asyncio.create_task(_show(self._message, str(self), wait=True))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                if self._edit is not None:
+                    await self._edit
+                if self._message is not None:
+                    await asyncio.create_task(_show(self._message, str(self), wait=True))
 
 
 async def _show(message: Message, text: str, *, wait: bool) -> None:

@@ -39,11 +39,12 @@ class Queues:
             found = self._paces[key] = make(key)
         return found  # type: ignore[return-value]  # a key has one kind, and a kind one class
 
-    def before_sending(self, request: Request) -> None:
-        """A message to a topic replaces what its drafts would still show."""
+    def before_sending(self, request: Request) -> list[asyncio.Future[None]]:
+        """A message to a topic replaces its drafts; return those that are on their way."""
         chat = chat_of(request.method)
         if request.traffic.kind is Kind.MESSAGE and chat is not None:
-            self.drop_drafts(key_of(request, chat), topic_of(request.method))
+            return self.drop_drafts(key_of(request, chat), topic_of(request.method))
+        return []
 
     async def on_stop(
         self, handler: Callable[..., Awaitable[Any]], event: Any, data: dict[str, Any]
@@ -53,11 +54,12 @@ class Queues:
         self.drop_drafts(key, event.message_thread_id, event.draft_id)
         return await handler(event, data)
 
-    def drop_drafts(self, key: PaceKey, topic: int | None, draft_id: int | None = None) -> None:
-        """Forget the texts that wait in a topic, of one draft or of all."""
+    def drop_drafts(
+        self, key: PaceKey, topic: int | None, draft_id: int | None = None
+    ) -> list[asyncio.Future[None]]:
+        """See `DraftStream.drop`."""
         stream = self._paces.get(key._replace(kind=Kind.DRAFT))
-        if isinstance(stream, DraftStream):
-            stream.drop(topic, draft_id)
+        return stream.drop(topic, draft_id) if isinstance(stream, DraftStream) else []
 
     def abandon(self, error: NotSentError) -> str:
         """Fail all requests that wait; describe for the log what was not sent."""

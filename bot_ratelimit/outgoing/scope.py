@@ -18,8 +18,8 @@ class BroadcastScope:
     ) -> None:
         self.left = 0
         """How many requests Telegram may have taken, without those that it refused."""
-        self.has_tried = False
-        """Whether there was a request, refused or not."""
+        self.error: Exception | None = None
+        """The last error of a request; `send` may have caught it."""
         self.floods = 0
         """How many were answered with 429."""
         self._chat, self._journal, self._stars = chat, journal, stars
@@ -29,7 +29,6 @@ class BroadcastScope:
         if not self.left and self._journal is not None:
             self._journal.write(self._chat, LEAVING)
         self.left += 1
-        self.has_tried = True
 
     def refused(self) -> None:
         """Telegram did not take a request after all."""

@@ -9,6 +9,7 @@ from typing import Any, Final, Generic, TypeVar
 from aiogram.exceptions import (
     TelegramAPIError,
     TelegramBadRequest,
+    TelegramEntityTooLarge,
     TelegramForbiddenError,
     TelegramNetworkError,
     TelegramServerError,
@@ -32,6 +33,8 @@ class Status(Enum):
     `UNKNOWN`     all or a part of it may have been delivered, or no request was seen; it is not
                   sent again
     ============  ==================================================================
+
+    If `send` catches an error and the chat got nothing, the outcome is that of the error.
     """
 
     SENT = "sent"
@@ -50,7 +53,7 @@ class Sent(Generic[T]):
         chat: The chat, as it was given to `OutgoingLimits.broadcast`.
         status: What happened.
         result: What `send` returned; None unless it returned.
-        error: What `send` raised; None unless it raised.
+        error: What `send` raised, or caught if the chat got nothing; None without an error.
         moved_to: Id of the supergroup that the group has become; None unless it has.
     """
 
@@ -78,7 +81,9 @@ def status_of(error: Exception) -> Status:
 
 def was_refused(error: TelegramAPIError) -> bool:
     """Whether Telegram has certainly not taken the request."""
-    return never_left(error) or not isinstance(error, _UNCLEAR)
+    # A file that is too large is a network error to aiogram, but it is an answer: 413.
+    is_answer = isinstance(error, TelegramEntityTooLarge) or not isinstance(error, _UNCLEAR)
+    return is_answer or never_left(error)
 
 
 def never_left(error: Exception) -> bool:

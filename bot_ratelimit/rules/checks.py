@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.limit import Limit
-from bot_ratelimit.rules.parsing import parse_period
+from bot_ratelimit.rules.parsing import parse_period, shown
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -25,7 +25,7 @@ RESERVED_NAMES: Final = frozenset(
     | {"user"}  # how operators refer to a rule without a name
 )
 _NAME: Final = re.compile(r"[^\s:{}*?\[\]\\\x00-\x1f\x7f]{1,200}")
-_PREFIX: Final = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]{1,128}")
+_PREFIX: Final = re.compile(r"(?!.*://)[^\s*?\[\]\\\x00-\x1f\x7f]{1,128}")
 
 
 def check_name(name: object, called: str = "name") -> None:
@@ -43,7 +43,7 @@ def check_prefix(prefix: object) -> str:
     """Return the prefix of all keys."""
     if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
         raise ConfigError(
-            f"key_prefix={prefix!r}: expected 1 to 128 characters without spaces or '*?[]\\', "
+            f"key_prefix={shown(prefix)}: expected 1 to 128 characters without spaces or '*?[]\\', "
             "for example 'booking_bot:client1'"
         )
     return prefix
@@ -104,7 +104,7 @@ def check_wait(timeout: object) -> float:
 def check_policy(on_error: object) -> None:
     """Raise ConfigError unless this is what can answer when the storage fails."""
     if on_error not in ("allow", "deny", "memory"):
-        raise ConfigError(f"on_error={on_error!r}: expected 'allow', 'deny' or 'memory'")
+        raise ConfigError(f"on_error={shown(on_error)}: expected 'allow', 'deny' or 'memory'")
 
 
 def check_cost(cost: object, limit: Limit | None, rule: object) -> None:

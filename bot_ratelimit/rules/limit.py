@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.calendar import DAY_MS, MONTH_MS, WEEK_MS, check_zone, window_ends
-from bot_ratelimit.rules.parsing import PERIOD, period_seconds, unreadable
+from bot_ratelimit.rules.parsing import PERIOD, period_seconds, shown, unreadable
 
 MAX_AMOUNT: Final = 1_000_000
 MAX_PERIOD_MS: Final = 366 * 86_400_000
@@ -225,6 +225,7 @@ _LIMIT: Final = re.compile(
 )
 _HINTS: Final = {
     r"\A\s*\Z": "; remove a ';' without a limit beside it",
+    "://": "; a URL or a client comes after the limit",
     "[,|]": ", with ';' between several",
     r"(?i)\bmonth": "; a month needs a time zone, '1000/month in UTC'",
 }
@@ -254,4 +255,4 @@ def _parse(text: str) -> Limit:
     try:
         return Limit(int(match["amount"]), period, algorithm, burst, zone)
     except ConfigError as error:
-        raise ConfigError(f"{text!r}: {error}") from None
+        raise ConfigError(f"{shown(text)}: {error}") from None

@@ -44,4 +44,10 @@ def unreadable(text: str, expected: str) -> ConfigError:
     """The error for a text; it names a letter that only looks like a Latin one."""
     foreign = next((c for c in text if c.isalpha() and not c.isascii()), "")
     hint = f"; {foreign!r} is {unicodedata.name(foreign, 'not a Latin letter')}" if foreign else ""
-    return ConfigError(f"{text!r}: expected {expected}; units are ms, s, m, h, d, w{hint}")
+    return ConfigError(f"{shown(text)}: expected {expected}; units: ms s m h d w{hint}")
+
+
+def shown(value: object) -> str:
+    """A value as errors show it: not a URL in the wrong place, which may hold a password."""
+    text = repr(value)
+    return "a URL" if "://" in text else text

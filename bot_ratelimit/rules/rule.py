@@ -271,7 +271,8 @@ def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
 
 @lru_cache(1024)  # `hit("5/10s", …)` is called with the same few texts again and again
 def _rules_of_text(text: str) -> Rules:
-    return _together([Rule(part.strip()) for part in text.split(";")])
+    parts = [text] if "://" in text else text.split(";")  # a URL is told as such
+    return _together([Rule(part.strip()) for part in parts])
 
 
 def _rules_of_several(values: list[RuleLike]) -> Rules:
@@ -334,8 +335,7 @@ def _scope_of(scope: Scope | str | CustomScope) -> Scope | CustomScope:
         return Scope(scope)
     except ValueError:
         names = ", ".join(repr(each.value) for each in Scope)
-        text = f"scope={scope!r}: expected one of {names}, for example Scope.USER"
-        raise ConfigError(text) from None
+        raise ConfigError(f"scope={scope!r}: expected one of {names}, or a Scope") from None
 
 
 def _realm(subject: Subject) -> str:

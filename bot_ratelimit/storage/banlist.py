@@ -11,7 +11,9 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 from bot_ratelimit.rules.rule import Subject
 
 MAX_BANS: Final = 100_000
-"""Entries of the list; beyond them bans of a `Penalty` hold, but are not listed."""
+"""Entries of the list."""
+MAX_LISTED: Final = 99_000
+"""Entries beyond which bans of a `Penalty` hold, but are not listed."""
 
 BanTarget: TypeAlias = "tuple[int | None, int | None, int | None]"
 """User, chat and bot of a ban by hand."""
@@ -86,12 +88,14 @@ class MemoryBanList(BanList):
         self.clock = clock
         self.current: dict[BanTarget, float] = {}
         self._bans: dict[str, tuple[float, Ban]] = {}
+        self._next = math.inf  # when the next one ends
 
     async def put(self, ban: Ban, seconds: float, *, timeout: float) -> bool:
         self._prune()
         member = member_of(ban.subject, ban.key)
-        if len(self._bans) >= MAX_BANS and member not in self._bans:
+        if len(self._bans) >= room_for(ban) and member not in self._bans:
             return False
+        self._next = min(self._next, self.clock() + seconds)
         until = None if math.isinf(seconds) else ban.since + timedelta(seconds=seconds)
         self._bans[member] = self.clock() + seconds, ban._replace(until=until)
         if not ban.key:
@@ -121,10 +125,13 @@ class MemoryBanList(BanList):
 
     def _prune(self) -> None:
         now = self.clock()
+        if now < self._next:
+            return
         for member in [member for member, (end, _) in self._bans.items() if end <= now]:
             _, ban = self._bans.pop(member)
             if not ban.key:
                 self.current.pop(target_of(ban.subject), None)
+        self._next = min((end for end, _ in self._bans.values()), default=math.inf)
 
 
 def member_of(subject: Subject, key: str) -> str:
@@ -138,6 +145,11 @@ def members_of(subjects: Iterable[Subject], by_hand: bool = True) -> list[str]:
     """The names of the entries that these subjects may have."""
     kinds = ("penalty", "") if by_hand else ("penalty",)
     return [member_of(subject, kind) for subject in subjects for kind in kinds]
+
+
+def room_for(ban: Ban) -> int:
+    """How many entries there may be besides this one."""
+    return MAX_LISTED if ban.key else MAX_BANS
 
 
 def target_of(subject: Subject) -> BanTarget:

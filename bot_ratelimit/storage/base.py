@@ -189,8 +189,8 @@ class Storage(ABC):
         raise self._unsupported("bans", "bans()")
 
     def documents(self) -> Documents:
-        """Return the documents of operators: live limits, history, audit."""
-        raise self._unsupported("live limits and administration", "documents()")
+        """Return the documents: live limits, history, audit, and collected messages."""
+        raise self._unsupported("live limits, administration and collect", "documents()")
 
     def tallies(self, prefix: str) -> Tallies:
         """Return the statistics of a key prefix."""

@@ -47,17 +47,17 @@ class Documents(Protocol):
         ...
 
     async def push(self, key: str, value: bytes, keep: int, seconds: int = LIFETIME) -> int:
-        """Add a value at the head of a list, keep the first `keep`; return how many there are."""
+        """Add a value at the head of a list, keep the first `keep`; return how many wait there."""
         ...
 
     async def take_list(
         self, key: str, until: float, own: bytes, seconds: int = 60
     ) -> list[bytes] | None:
-        """Delete and return the values of a list, the latest first; only one caller gets them.
+        """Take the values of a list, the latest first; only one caller gets them.
 
-        After `until`, by `now`, the caller has given up and uses only its own value: then only that
-        is deleted, and the answer is None; so it is if the list was lost, see `waiting`. That a
-        list was taken is known for `seconds`.
+        Nothing is taken if somebody else took `own`. After `until`, by `now`, the caller has given
+        up and uses only its own value: then only that is deleted, and the answer is None; so it is
+        if `own` was lost. What was taken is known for `seconds`, by its first 16 bytes.
         """
         ...
 
@@ -66,9 +66,9 @@ class Documents(Protocol):
         ...
 
     async def waiting(self, key: str, own: bytes) -> list[bytes] | None:
-        """Return the values that can be taken with `own`; those after it if it was taken before.
+        """Return the values that wait, the latest first; `own` is not among them if it was taken.
 
-        None if the list has neither `own` nor a mark that it was taken: the storage lost its data.
+        None if `own` neither waits nor was taken: the storage lost its data.
         """
         ...
 
@@ -160,7 +160,9 @@ class MemoryDocuments(Documents):
     async def take_list(
         self, key: str, until: float, own: bytes, seconds: int = 60
     ) -> list[bytes] | None:
-        found = self._lists.pop(key, [])
+        if own not in self._lists.get(key, ()):  # somebody else took it: here, nothing is lost
+            return []
+        found = self._lists.pop(key)
         if self._clock() <= until:
             return found
         if left := [value for value in found if value != own]:

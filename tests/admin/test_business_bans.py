@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from bot_ratelimit import Limiter, Penalty, RateLimitMiddleware, Scope
+from bot_ratelimit import Limiter, Penalty, RateLimitMiddleware, Scope, Subject
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.fields import Forgive, Target, checked
 from bot_ratelimit.admin.operations import OPERATIONS
 from bot_ratelimit.admin.wording import ENGLISH
 from bot_ratelimit.admin.words import joined, plain
 from tests.benches import Bench
-from tests.incoming.support import HANDLED, Instance, message
+from tests.incoming.support import HANDLED, Instance, message, user
 
 LENT = {"business_connection_id": "Bc"}
 
@@ -48,4 +48,20 @@ async def test_a_ban_in_a_business_chat_is_shown_and_lifted(
     assert said in plain(operation.sheet(ENGLISH, found).lines[0])
     assert await control.bans() == []
     assert await handled(1) == (name == "forgive")
+    await limiter.close()
+
+
+async def test_a_ban_in_a_business_chat_is_of_one_of_its_two_users(bench: Bench) -> None:
+    """`show` and `unban` of a customer leave the ban of the account's owner, who wrote to them."""
+    limiter = Limiter(bench.storage, timeout=5)
+    penalty = Penalty("2/h", "1h", scope=Scope.MEMBER)
+    limits = RateLimitMiddleware("1/h", limiter=limiter, penalty=penalty, on_limited=None)
+    instance = Instance(limits, ("business_message",))
+    for _ in range(4):
+        await instance.feed(business_message=message(**LENT | {"from": user(7)}))
+    control, owner, customer = Control.of(limits, by="anna"), Subject(7, 7), Subject(42, 42)
+    assert (await control.show(customer)).banned is None
+    assert not await control.unban(customer)
+    assert (await control.show(owner)).banned is not None
+    assert await control.unban(owner)
     await limiter.close()

@@ -131,6 +131,8 @@ async def test_a_mistake_is_one_line_before_anything_is_asked(bot: Instance) -> 
         "set massages 2/m": "no rule is called 'massages': expected one of ban, bots:member, ",
         "set messages 2h --json": "'2h'",
         "ban 0 1h": "0 is not the id of a user or a chat, such as 42 or -100123",
+        "ban -100 1h --as_user --yes": "no such option: --as_user",
+        "ban 42 1h -yes": "no such option: -es",
         "exempt 777000": "share: use the id of one user or chat",
         "penalty 3/h 1x": "'1x'",
         "rollback 99": "there is no version 99",
@@ -238,27 +240,36 @@ def test_help_version_and_mistakes_do_not_wait_for_aiogram() -> None:
     assert {*re.findall(r"^\| `bot-ratelimit (\w+)", text, re.MULTILINE)} == {*group.commands}
 
 
+LONG = " ".join(["spam"] * 90)
+"""A reason."""
+
+
 async def test_a_user_is_banned_and_unbanned(bot: Instance) -> None:
     """`ban` shows and asks; `show`, `try` and `bans` say until when, by whom and why.
 
-    A negative id is a chat's; a ban with `--chat` is of a user there, and is lifted with it.
+    A negative id is a chat's; a ban with `--chat` is of a user there, and is lifted with it. If a
+    page of the list is full, a line says so.
     """
     asked = await run("ban", "42", "forever", "spam", typed="n\n")
     first, reason, _ = asked.out.splitlines()
     assert first.startswith("Everything from user 42 is refused forever, except payments and ")
     assert (asked.status, reason) == (5, "Reason: spam")
     done, chat, member = await asyncio.gather(
-        run("ban", "42", "forever", "spam", "--yes"),
+        run("ban", "42", "forever", LONG, "--yes"),
         run("ban", "-100", "1h", "--yes", "--json"),
         run("ban", "43", "1h", "--chat", "-100", "--yes", "--json"),
     )
     assert (done.status, done.out.splitlines()[-1]) == (0, "User 42 is banned forever.")
     whos = [(each.json["subject"]["user"], each.json["subject"]["chat"]) for each in (chat, member)]
     assert whos == [(None, -100), (43, -100)]
-    shown, tried, listed = await asyncio.gather(run("show", "42"), run("try", "42"), run("bans"))
-    assert re.search(r"^Banned forever, by \S+@\S+, spam$", shown.out, re.MULTILINE)
+    shown, tried, listed, page = await asyncio.gather(
+        run("show", "42"), run("try", "42"), run("bans"), run("bans", "--limit", "2")
+    )
+    assert re.search(rf"^Banned forever, by \S+@\S+, {LONG}$", shown.out, re.MULTILINE)
     assert (tried.status, tried.out) == (1, "Refused: banned forever.\n")
-    assert re.search(r"^User 42 +forever +\S+@\S+ +spam", listed.out, re.MULTILINE)
+    assert re.search(rf"^User 42 +forever +\S+@\S+ +{LONG[:199]}", listed.out, re.MULTILINE)
+    assert page.out.splitlines()[-1] == "There may be more: --offset 2"
+    assert "There may be more" not in listed.out
     forgiven = await run("forgive", "42", "--yes")
     assert forgiven.out.splitlines()[-1].startswith("Still banned forever, by ")
     limited = await run("exempt", "42", "--not", "--yes")

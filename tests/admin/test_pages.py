@@ -15,6 +15,7 @@ from bot_ratelimit import Decision, Penalty, RedisStorage, Rule, Subject
 from bot_ratelimit.admin.fields import Counted, checked
 from bot_ratelimit.admin.views import Total
 from bot_ratelimit.admin.web.chart import chart_of
+from bot_ratelimit.storage.base import Storage
 from tests.servers import Server
 from tests.tables import table
 
@@ -140,6 +141,21 @@ async def test_what_makes_no_sense_is_told(bot: Site, reader: Reader) -> None:
     for name, is_limit in (("messages", True), ("ban", False)):  # what a penalty cannot be asked
         form = await reader.text(f"limit?name={name}")
         assert ('name="limit"' in form, 'value="trial"' in form) == (is_limit, is_limit)
+
+
+async def test_the_limit_of_a_function_is_replaced(storage: Storage) -> None:
+    """A rule whose limit a function decides has a field for a limit, which may stay empty."""
+    rules: Any = {"rules": lambda event, data: "3/h"}
+    async with running_bot(storage, **rules) as bot, bot.visitor() as visitor:
+        await visitor.log_in()
+        reader, changes = Reader(visitor), bot.control.changes
+        assert 'name="limit" value=""' in await reader.text("limit?name=user")
+        await reader.post("limit?name=user&limit=&state=trial")
+        assert (await changes.current()).rules == {"user": {"shadow": True}}
+        await reader.post("limit?name=user&limit=9/hour&state=on")
+        assert await bot.send(12) == 9
+        await reader.post("limit?name=user&default=yes")
+        assert (await changes.current()).rules == {}
 
 
 async def test_two_operators_do_not_overwrite_each_other(bot: Site, reader: Reader) -> None:

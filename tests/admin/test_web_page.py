@@ -182,9 +182,9 @@ async def test_the_chart_moves_while_one_looks(tab: Tab, bot: Site) -> None:
     # They may be read in the middle of the ten, of which the first one is allowed.
     await tab.page.wait_for_function(
         "before => { const [allowed, refused] = document.querySelectorAll('#totals dd');"
-        " const bar = document.querySelector('#bars g:last-of-type .refused');"
+        " const bars = [...document.querySelectorAll('#bars .refused')];"  # a new one may begin
         " return Number(allowed.textContent) > before && Number(refused.textContent) > 0"
-        " && Number(bar.getAttribute('height')) > 0 }",
+        " && bars.some(bar => Number(bar.getAttribute('height')) > 0) }",
         arg=before,
     )
     row = tab.page.locator("#hours-rows tr").first

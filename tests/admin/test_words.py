@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Formatter
 
 import bot_ratelimit.admin as package
-from bot_ratelimit import MemoryStorage
+from bot_ratelimit import MemoryStorage, Rule
 from bot_ratelimit.admin.fields import Fields
 from bot_ratelimit.admin.operations import OPERATIONS
 from bot_ratelimit.admin.web.forms import FORMS
@@ -105,6 +105,19 @@ async def test_a_whole_conversation_in_russian() -> None:
             assert re.search("[а-я]{3}", told), text
             assert not ENGLISH.search(told), (text, told)
         assert "бан до" in await bot.presses("Забанить", language="ru")
+
+
+async def test_names_and_reasons_are_not_translated() -> None:
+    """Rules called `on` or `until`, and the words of a reason, stay as they are in Russian."""
+    rules = Rule("1/h", name="on"), Rule("5/h", name="until")
+    async with operated_bot_on(MemoryStorage(), *rules) as bot:
+        await bot.asks("/setlimit until 2/h", "Change")
+        assert "until: 5/hour -&gt; 2/hour" in await bot.says("/history", language="ru")
+        named = "expected one of bots:member, on, until"
+        assert named in await bot.says("/setlimit nope 2/h", language="ru")
+        await bot.asks("/ban 42 1h s, off, on", "Ban")
+        told = await bot.says("/audit", language="ru")
+        assert re.search(r"не забанен -&gt; до 20[^а-я]*, by Anna .*, s, off, on", told)
 
 
 async def test_the_page_in_russian() -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from bot_ratelimit import Limiter, MemoryStorage, Penalty, RateLimitMiddleware, Rule
+from bot_ratelimit import Limiter, MemoryStorage, Penalty, RateLimitMiddleware, Rule, Subject
+from bot_ratelimit.admin.control import Control
 from bot_ratelimit.config.live import Live
 from bot_ratelimit.config.overrides import Overrides, applied
+from bot_ratelimit.limiter.decision import NO_LIMIT
 from bot_ratelimit.rules.rule import rules_of
 from bot_ratelimit.storage.documents import LIFETIME
 from bot_ratelimit.testing import Clock, FlakyStorage
@@ -266,7 +268,7 @@ def test_a_rule_is_changed_by_its_name() -> None:
     changes: dict[str, Any] = {"user": {"shadow": True}, "ai": {"limit": "1/h"}, "x": {"off": True}}
     found = applied(rules, Overrides(rules=changes))
     assert found == (Rule("5/h", shadow=True), Rule("1/h", name="ai"))
-    assert applied(rules_of(rules[2]), Overrides(rules=changes)) is None
+    assert applied(rules_of(rules[2]), Overrides(rules=changes)) is NO_LIMIT
     assert applied(rules, Overrides()) is rules
     live = Overrides(penalty={"after": "3/m", "ban": "1h", "grows": True})
     wanted = Penalty("3/m", "1h", grows=True)
@@ -274,6 +276,27 @@ def test_a_rule_is_changed_by_its_name() -> None:
     assert applied(rules_of("5/h"), live) == (Rule("5/h"), wanted)
     off = replace(live, rules={"ban": {"off": True}})
     assert applied(rules_of([Rule("5/h"), Penalty("10/m", "15m")]), off) == (Rule("5/h"),)
+
+
+async def test_a_ban_holds_where_every_rule_is_off(bench: Bench, bot: Any) -> None:
+    """A rule that is switched off lets no user in who is banned by hand; a pause does.
+
+    `try` says the same. A user who is not banned has no decision.
+    """
+    instance, live = bot(bench.storage)
+    control = Control.of(instance.dispatcher.message.middleware[0], "anna", patience=0)
+    await control.ban(Subject(user=42), "1h")
+    await control.set_rule("user", off=True)
+    await live.refresh()
+    assert await allowed(instance, 1) == 0
+    assert await allowed(instance, 1, **{"from": SEVEN}) == 1
+    assert instance.decisions == [None]
+    decision = (await control.try_(Subject(user=42, chat=42))).decision
+    assert decision is not None
+    assert decision.banned
+    await control.changes.pause("1h")
+    await live.refresh()
+    assert await allowed(instance, 1) == 1
 
 
 async def test_a_flag_is_changed_by_its_key(bench: Bench, bot: Any) -> None:

@@ -166,7 +166,7 @@ async def test_startup_objects_are_frozen_for_the_collector() -> None:
 async def test_two_instances_share_the_limits_of_one_redis(
     api: BotApi, start: Start, redis_server: Server
 ) -> None:
-    """They let exactly the limit through, notify once, and obey an operator."""
+    """They let exactly the limit through, notify once, obey an operator, and count requests."""
     shared = {"REDIS_URL": redis_server.url, "REDIS_KEY_PREFIX": PREFIX}
     ports = [free_port(), free_port()]
     processes = []
@@ -199,11 +199,13 @@ async def test_two_instances_share_the_limits_of_one_redis(
     assert [each.statistics for each in await control.instances()] == [True, True]
     version = (await control.set_rule("user", "9/hour")).version
     assert [each.version for each in await control.wait_for(version)] == [version, version]
-    await control.close()
     assert await pressed(api, 2) == [True, True]
     for process in processes:
         process.stop()
         await assert_clean_end(process)
+    requests = {each.method: each.sent for each in (await control.sending()).requests}
+    assert requests["SendMessage"] >= 4
+    await control.close()
 
 
 async def pressed(api: BotApi, times: int) -> list[bool]:

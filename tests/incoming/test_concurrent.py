@@ -25,7 +25,9 @@ from bot_ratelimit import (
     Slot,
     Subject,
 )
+from bot_ratelimit.admin.control import Control
 from bot_ratelimit.storage.base import Storage
+from bot_ratelimit.testing import FlakyStorage
 from tests.benches import eventually
 
 from .support import HANDLED, callback, message, user
@@ -170,6 +172,35 @@ async def test_a_handler_charges_and_refunds_the_rules_of_its_update(fleet: Flee
     assert [await fleet.used(rule) for rule in (*rules, "9/s", penalty)] == [1_823, 1_823, 0, 0]
 
 
+async def test_what_was_not_charged_is_not_refunded() -> None:
+    """An update about which the policy decided gets nothing back when Redis is there again."""
+    storage = FlakyStorage()
+    limiter = Limiter(storage)
+    bot = limited("9/m", (), limiter=limiter)
+
+    async def handle(message: Message, rate_limit: BoundDecision) -> None:
+        storage.heal()
+        left.append((await rate_limit.refund()).source)
+
+    left: list[str] = []
+    bot.dispatcher.message.register(handle)
+    await bot.send("a")
+    await limiter.charge("9/m", Subject(user=42), 3)
+    storage.fail()
+    await bot.send("b")
+    assert left == ["memory", "policy"]
+    assert (await limiter.peek("9/m", Subject(user=42))).remaining == 6
+
+
+async def test_the_policy_of_a_flag_holds_for_its_slots() -> None:
+    """`on_error` of a flag says what happens to `concurrent` in an outage, too."""
+    storage = FlakyStorage()
+    flag = {"concurrent": 1, "limit": "9/m", "on_error": "deny"}
+    bot = limited("9/s", limiter=Limiter(storage), flag=flag)
+    storage.fail()
+    assert await bot.send("a") == [False]
+
+
 async def test_a_ban_is_reported_before_a_taken_slot(storage: Storage) -> None:
     """A custom function gets the slot as the decision, but for banned users the ban."""
     told: list[Any] = []
@@ -186,6 +217,33 @@ async def test_a_ban_is_reported_before_a_taken_slot(storage: Storage) -> None:
     assert slot is data["rate_limit"]
     assert slot.rule == Concurrency(1, name="mine")
     assert ban.banned
+
+
+async def test_a_ban_that_was_lifted_elsewhere_leaves_the_slots_in_force(storage: Storage) -> None:
+    """An instance without updates for a minute may not know it yet; its first ones take slots."""
+    async with Bots(storage, ONE, 2) as bots:
+        await bots.limiters[0].ban(Subject(user=42))
+        await bots.limiters[0].ban(Subject(user=43))
+        await bots.limiters[0]._bans.close()  # as after a minute
+        await bots.limiters[1].unban(Subject(user=42))
+        tasks = await bots.start(1, *[{"message": message()}] * 3)
+        await eventually(lambda: sum(task.done() for task in tasks) == 2)
+        bots.end.set()
+        assert sorted(await asyncio.gather(*tasks), key=str) == [None] * 2 + [HANDLED]
+
+
+async def test_a_pause_suspends_the_slots(storage: Storage) -> None:
+    """While operators have switched all limits off, a handler runs as often as it is asked."""
+    async with Bots(storage, ONE, live=True) as bots:
+        middleware = bots.bots[0].dispatcher.message.middleware[0]
+        assert isinstance(middleware, RateLimitMiddleware)
+        assert middleware.live is not None
+        await Control.of(middleware, "anna").changes.pause("1h")
+        await middleware.live.refresh()
+        tasks = await bots.start(3, *[{"message": message()}] * 3)
+        bots.end.set()
+        assert await asyncio.gather(*tasks) == [HANDLED] * 3
+        await middleware.live.stop()
 
 
 async def test_a_concurrency_in_the_flag(limiter: Limiter) -> None:

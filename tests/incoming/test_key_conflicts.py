@@ -22,6 +22,7 @@ from bot_ratelimit import (
     Scope,
     Subject,
 )
+from bot_ratelimit.admin.control import Control
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.testing import Clock
 
@@ -250,6 +251,25 @@ async def test_reset_deletes_all_counts_of_a_user(storage: Storage, per_bot: boo
         assert await used(middleware.limiter, everybody) == 3
         assert await middleware.reset(42)
         assert await bot.send("hello") == [True]
+
+
+async def test_reset_deletes_what_operators_added(storage: Storage) -> None:
+    """A ban by a penalty, and the limit of a handler, that were added while the bot runs."""
+    bot, middleware = bare(), make(storage, "9/h", live=True)
+    middleware.setup(bot.dispatcher)
+    bot.dispatcher.message.register(draw)
+    await bot.dispatcher.emit_startup()
+    assert middleware.live is not None
+    control = Control.of(middleware, by="anna")
+    await control.set_rule("test_key_conflicts.draw", limit="1/h")
+    await control.changes.set_penalty("2/h", "1h")
+    await middleware.live.refresh()
+    for _ in range(2):
+        assert await bot.send(*"abcd") == [True] + [False] * 3
+        assert [ban.by for ban in await middleware.limiter.bans()] == ["penalty"]
+        assert await middleware.reset(42)
+        assert await middleware.limiter.bans() == []
+    await bot.dispatcher.emit_shutdown()
 
 
 @pytest.mark.parametrize("start", ["startup", "event"])

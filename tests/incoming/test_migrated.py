@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
-from bot_ratelimit import Limiter, Penalty, Rule, Scope, Subject
+from bot_ratelimit import Limiter, Penalty, RateLimitMiddleware, Rule, Scope, Subject
+from bot_ratelimit.admin.control import Control
 from bot_ratelimit.testing import FlakyStorage
 
 from .support import HANDLED
@@ -32,6 +34,25 @@ async def test_the_list_of_bans_follows_a_penalty_to_the_supergroup(fleet: Fleet
     assert await limiter.unban(ban.subject)
     assert not (await limiter.peek(hit, member)).banned
     assert await limiter.bans() == []
+
+
+async def test_operators_can_undo_an_exemption_that_went_over(fleet: Fleet) -> None:
+    """It then ends on every instance, also on the one that has moved the group."""
+    made: list[RateLimitMiddleware] = []
+    bots = fleet.assemble(lambda bot, limiter: made.append(put(bot, limiter, live=True)))
+    changes = Control.of(made[0], "anna").changes
+    for change, exempt in (
+        (partial(changes.set_exempt, OLD, True), True),
+        (partial(migrate, bots), True),
+        (partial(changes.rollback, 0), False),
+    ):
+        await change()
+        for each in made:
+            assert each.live is not None
+            await each.live.refresh()
+            assert bool(each.inventory()["exempt"]) == exempt
+    for each in made:
+        await each.close()
 
 
 @pytest.mark.parametrize("policy", ["allow", "deny", "memory"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiogram import Bot
 from aiogram.methods import AnswerCallbackQuery
+from aiogram.types import Message
 
 from bot_ratelimit import (
     Collect,
@@ -81,8 +82,9 @@ async def test_albums_edits_and_other_content_are_not_compared(
 
 
 async def test_debounce_beside_a_limit(limiter: Limiter) -> None:
-    """In a flag or the middleware; a handler is told what is left of the limit, not 0."""
-    for bot in (limited(["2/m", Debounce("5s")]), limited(None, flag=["2/m", Debounce("5s")])):
+    """In a flag, the middleware, or both with other windows; what is left is that of the limit."""
+    flag = ["2/m", Debounce("5s")]
+    for bot in (limited(flag), limited(None, flag=flag), limited(Debounce("2s"), flag=flag)):
         await bot.dispatcher.emit_startup()
         assert await bot.send("a", "a", "b", "c") == [True, False, True, False]
         told = [(str(each.rule).split(" per")[0], each.remaining) for each in bot.decisions if each]
@@ -137,6 +139,21 @@ async def test_old_messages_are_dropped(
     assert [each for each in caplog.messages if "max_age" in each] == [
         "5 updates were dropped, because their messages were older than 120 s (max_age)"
     ]
+
+
+@pytest.mark.parametrize("flag", [{"collect": Collect(0.2)}, {"concurrent": 1}])
+async def test_old_messages_in_a_handler_that_collects_or_has_slots(
+    flag: dict[str, Any], fleet: Fleet
+) -> None:
+    """They take no slot, so nobody is told to wait; a new message keeps those collected with it."""
+    bot = limited("9/m", limiter=fleet.limiters()[0], flag=flag, max_age="2m", on_limited="Wait.")
+    assert await send([bot], [old() for _ in range(3)], at_once=True) == [False] * 3
+    assert bot.handled == bot.session.requests == []
+    handled = await send([bot], [old(text="a"), old(0, text="b")], at_once=True)
+    assert handled == [False, True]
+    (event,) = bot.handled
+    assert isinstance(event, Message)
+    assert event.text == ("a" if "collect" in flag else "b")
 
 
 async def send(bots: list[Instance], events: list[Event], *, at_once: bool = False) -> list[bool]:

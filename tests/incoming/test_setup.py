@@ -15,7 +15,16 @@ from aiogram.fsm.storage.memory import MemoryStorage as FSMStorage
 from aiogram.fsm.storage.memory import SimpleEventIsolation
 from aiogram.types import Message, TelegramObject
 
-from bot_ratelimit import ConfigError, Decision, Limiter, Penalty, RateLimitMiddleware, Settings
+from bot_ratelimit import (
+    ConfigError,
+    Debounce,
+    Decision,
+    Limiter,
+    Penalty,
+    RateLimitMiddleware,
+    Rule,
+    Settings,
+)
 from tests.tables import table
 
 from .support import HANDLED, Instance, callback, inline_query, message
@@ -69,6 +78,14 @@ async def test_an_update_is_charged_once(fleet: Fleet, where: str) -> None:
     assert results.count([True]) == 49
     assert await fleet.used("50/m") == 50
     assert sum(map(len, seen)) == 50 * 5  # a refused update is not offered to other handlers
+
+
+async def test_a_rule_of_the_guard_and_a_flag_is_charged_once(limiter: Limiter) -> None:
+    """Also a `Debounce`, which otherwise would refuse the event that the guard has just counted."""
+    rules = [Rule("4/m", name="ai"), Debounce("2s")]
+    bot = limited(rules, limiter=limiter, guard=True, flag=rules)
+    await bot.dispatcher.emit_startup()
+    assert await bot.send(*"abccde") == [True, True, True, False, True, False]
 
 
 @pytest.mark.parametrize("guard", [False, True])
@@ -179,3 +196,12 @@ async def test_operators_see_where_a_limit_comes_from(given: bool, tmp_path: Pat
     where = {each["name"]: each["where"].rpartition(".")[2] for each in rules}
     assert where.pop("bots:member") == "messages of other bots"
     assert where == {"user": "every handler", "ban": "every handler", "ai": "_handle"}
+
+
+async def test_what_the_bot_keeps_under_a_name_of_ours_is_its_own() -> None:
+    """aiogram passes what a bot keeps to everything that starts and ends; none of it is for us."""
+    kept = dict.fromkeys(("deadline", "timeout", "seconds", "limiter", "exclude"), object())
+    dispatcher = Dispatcher(**kept)
+    RateLimitMiddleware("5/10s", live=True).setup(dispatcher, guard=True)
+    await dispatcher.emit_startup(**dispatcher.workflow_data)
+    await dispatcher.emit_shutdown(**dispatcher.workflow_data)

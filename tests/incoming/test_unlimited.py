@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
-from bot_ratelimit import Limiter, MemoryStorage, RateLimitMiddleware, Rule, Scope
+from bot_ratelimit import (
+    Debounce,
+    Limiter,
+    MemoryStorage,
+    Penalty,
+    RateLimitMiddleware,
+    Rule,
+    Scope,
+)
 from bot_ratelimit.admin.control import Control
+from bot_ratelimit.testing import FlakyStorage
 
-from .support import Instance, user
+from .support import user
 from .updates import limited
 
 
@@ -35,11 +45,47 @@ async def test_a_rule_that_does_not_apply_makes_no_decision() -> None:
     assert bot.decisions == [None, None]
 
 
-async def test_operators_limit_a_handler_without_a_flag() -> None:
-    """What they give it counts instead of the common limit; each change applies."""
-    middleware = RateLimitMiddleware("9/m", limiter=Limiter(MemoryStorage()), live=True)
+@pytest.mark.parametrize("on_error", ["allow", "memory"])
+async def test_what_only_refuses_makes_no_decision(on_error: Any) -> None:
+    """A penalty or a `Debounce` that lets an event pass tells a handler nothing, as in an outage.
+
+    A limit beside it does, also one on trial.
+    """
+    broken, penalty = FlakyStorage(), Penalty("9/m", "1h")
+    broken.source = "redis"
+    broken.fail()
+
+    def nothing(event: Any, data: dict[str, Any]) -> None:
+        return None
+
+    for storage in (MemoryStorage(), broken):
+        limiter = Limiter(storage, on_error=on_error)
+        for rules in (None, nothing, [nothing, Debounce("2s")]):
+            bot = limited(rules, limiter=limiter, penalty=penalty)
+            assert await bot.send("a") == [True]
+            assert bot.decisions == [None]
+        trial = Rule("7/m", name="trial", shadow=True)
+        for rules, rule in ((trial, trial), ([Debounce("2s"), "7/m"], Rule("7/m"))):
+            bot = limited(rules, limiter=limiter, penalty=penalty)
+            assert await bot.send("b") == [True]
+            (decision,) = bot.decisions
+            assert decision is not None
+            assert decision.rule == rule
+
+
+@pytest.mark.parametrize("flag", [None, True, {"concurrent": 1}, {"collect": 0.01, "key": "a"}])
+async def test_operators_limit_a_handler_without_a_limit_of_its_own(flag: Any) -> None:
+    """What they give it counts instead of the common limit; each change applies.
+
+    Its flag may ask for slots or collect. A handler with `rate_limit=False` stays without a limit.
+    """
+    bot = limited("9/m", limiter=Limiter(MemoryStorage()), live=True, flag=flag)
+    for other in (False, {"concurrent": 1, "limit": "5/m"}):
+        bot.dispatcher.message.register(partial(bot._handle), flags={"rate_limit": other})
+    (middleware,) = bot.dispatcher.message.middleware
+    assert isinstance(middleware, RateLimitMiddleware)
     assert middleware.live is not None
-    control, bot = Control(middleware.limiter, "anna", patience=0), Instance(middleware)
+    control = Control(middleware.limiter, "anna", patience=0)
     await bot.send("a")
     await middleware.live.refresh()
     (name,) = (await control.instances())[0].handlers

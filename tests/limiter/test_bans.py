@@ -24,7 +24,6 @@ from bot_ratelimit import (
 from bot_ratelimit.limiter import bans as bans_module
 from bot_ratelimit.rules.rule import rules_of
 from bot_ratelimit.storage import banlist
-from bot_ratelimit.storage.redis import banlist as redis_banlist
 from bot_ratelimit.testing import Clock
 from tests.benches import TIMEOUT, Bench, eventually
 from tests.servers import Server
@@ -171,9 +170,17 @@ async def test_bans_of_a_penalty_are_listed_and_lifted(
 
 
 async def test_a_full_list_is_an_error(limiter: Limiter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A further ban by hand is an error; subjects in the list can be banned again."""
-    for module in (banlist, redis_banlist):
-        monkeypatch.setattr(module, "MAX_BANS", 1)
+    """A further ban by hand is an error; subjects in the list can be banned again. Bans of a
+    penalty leave room for those by hand."""
+    monkeypatch.setattr(banlist, "MAX_BANS", 2)
+    monkeypatch.setattr(banlist, "MAX_LISTED", 1)
+    for user in (1, 2):
+        for _ in range(2):
+            await limiter.hit(["1/m", Penalty("1/m", "1h")], Subject(user=user))
+    everybody = Penalty("1/m", "1h", scope=Scope.GLOBAL)  # is nobody's, and not in the list
+    assert (await limiter.hit([Rule("1/m"), everybody], Subject(user=1))).banned
+    await settled(limiter)
+    assert [ban.subject.user for ban in await limiter.bans()] == [1]
     await limiter.ban(USER)
     await limiter.ban(USER, "1h")
     with pytest.raises(ConfigError, match="the list of bans is full"):
@@ -333,8 +340,9 @@ async def test_the_bans_of_a_subject_are_found(bench: Bench, limiter: Limiter) -
     assert await limiter.bans_of(Subject(user=1)) == []
 
 
-async def test_a_raid_does_not_fill_the_memory() -> None:
-    """If the list does not answer, at most a hundred bans wait to be written; all of them hold."""
+async def test_a_raid_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the list does not answer, only so many bans wait to be written; all of them hold."""
+    monkeypatch.setattr(bans_module, "MAX_WRITES", 100)
 
     class Hanging(banlist.MemoryBanList):
         puts = 0

@@ -123,6 +123,10 @@ async def test_a_reset_works_during_an_outage(
     (line,) = caplog.messages
     assert "in this process only: out of reach" in line
     assert "bot:ratelimit:ban:42" in line
+    acme = Rule("1/m", lambda subject: "a\nINFO forged", name="acme")
+    await hits(limiter, acme, 1)
+    await limiter.reset(acme, ANNA)
+    assert "custom:a\\nINFO forged" in caplog.messages[-1]
     assert [d.allowed for d in await hits(limiter, rules, 3)] == [True, False, False]
     broken.heal()
     await limiter.reset(rules, ANNA)
@@ -239,6 +243,8 @@ async def test_a_rule_may_have_its_own_policy(caplog: pytest.LogCaptureFixture) 
     assert "(on_error='allow'), unless a rule has its own on_error" in caplog.messages[0]
     found = [await limiter.hit(["5/d", counted], ANNA) for _ in range(2)]
     assert [(each.allowed, each.source) for each in found] == [(True, "memory"), (False, "memory")]
+    strict, free = Limiter(storage, on_error="deny"), Rule("5/d", on_error="allow")
+    assert await strict.hit([free, Penalty("9/m", "1h")], ANNA)  # which never refuses by policy
 
 
 async def test_one_update_waits_for_one_deadline() -> None:
@@ -292,6 +298,8 @@ async def test_health_knows_what_was_not_decided() -> None:
     assert await limiter.hit("9/m", ANNA)
     for health in (await limiter.health(), await limiter.check()):
         assert (health.ok, health.ready, health.problem) == (False, False, "NOPERM evalsha")
+    for _ in range(101):  # however often another rule is asked for, as an object of its own
+        await limiter.hit(Rule("9/m"), ANNA)
     clock.move(60)  # in which nobody has asked; a check does
     assert (await limiter.health()).ok
     assert not (await limiter.check()).ok

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from typing import Any
 
 import pytest
@@ -197,7 +198,9 @@ def test_tokens_do_not_collide(one: Any, other: Any) -> None:
         for token, texts in (one, other)
     }
     assert len(keys) == 2
-    assert all(len(key) < 60 and key.startswith("bot:ratelimit:once:") for key in keys)
+    assert all(key.startswith("bot:ratelimit:once:{bot:ratelimit:") for key in keys)
+    once = once_key("{bot}", "a", [Count("{bot}:ratelimit:42", Limit(1, 1))])
+    assert re.fullmatch(r"\{bot\}:ratelimit:once:[0-9a-f]{32}", once)
 
 
 async def test_a_block_runs_only_if_it_may(limiter: Limiter) -> None:

@@ -20,6 +20,7 @@ from bot_ratelimit import (
     Rule,
     Scope,
     Slot,
+    StorageError,
     Subject,
 )
 from bot_ratelimit.limiter import slots as slots_module
@@ -177,6 +178,38 @@ async def test_closing_refuses_those_who_wait(bench: Bench) -> None:
         async with asyncio.timeout(5):
             slots = await asyncio.gather(*waiting)
         assert [(slot.allowed, slot.source) for slot in slots] == [(False, "policy")] * 3
+
+
+@pytest.mark.parametrize("queued", [False, True])
+async def test_closing_refuses_those_whose_request_is_under_way(queued: bool) -> None:
+    """The closed storage does not answer them, and the policy does not let them in."""
+    limiter, last = Limiter(storage := MemoryStorage()), 2 if queued else 1
+
+    def closing(call: Any) -> Any:
+        calls = 0
+
+        async def asked(*values: Any, **named: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls != last:
+                return await call(*values, **named)
+            asyncio.get_running_loop().create_task(limiter.close())
+            await asyncio.sleep(0.01)
+            raise StorageError("the storage was closed", kind="closed")
+
+        return asked
+
+    async with asyncio.timeout(5), limiter.slot(ONE, ANNA):
+        leases = storage.leases()
+        leases.claim = closing(leases.claim)  # type: ignore[method-assign]  # a stand-in
+        slot = await waiter(limiter, None)
+    assert (slot.allowed, slot.source) == (False, "policy")
+    limiter = Limiter(flaky := FlakyStorage())
+    await limiter.hit("1/100ms", ANNA)
+    flaky.ask = closing(flaky.ask)  # type: ignore[method-assign]
+    async with asyncio.timeout(5):
+        decision = await limiter.acquire("1/100ms", ANNA)
+    assert (decision.allowed, decision.source) == (False, "policy")
 
 
 async def test_waiters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

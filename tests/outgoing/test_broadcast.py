@@ -9,7 +9,7 @@ import re
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,13 @@ from aiogram import Bot
 from aiogram.exceptions import (
     ClientDecodeError,
     TelegramBadRequest,
+    TelegramEntityTooLarge,
     TelegramForbiddenError,
     TelegramMigrateToChat,
     TelegramNetworkError,
 )
 from aiogram.methods import EditMessageText, SendMessage
 from aiogram.types import InputMediaPhoto
-from aiohttp import ClientConnectorError
-from aiohttp.client_reqrep import ConnectionKey
 
 from bot_ratelimit import (
     ConfigError,
@@ -48,16 +47,9 @@ from tests.servers import PATIENCE
 from tests.tables import table
 
 from . import programs
-from .virtual import Telegram, now, paced, too_many, virtual, virtual_limiter
+from .virtual import Telegram, no_connection, now, paced, too_many, virtual, virtual_limiter
 
 NO_METHOD: Any = None
-
-
-def no_connection() -> TelegramNetworkError:
-    error = TelegramNetworkError(NO_METHOD, "ClientConnectorError")
-    key = ConnectionKey("api.telegram.org", 443, True, None, None, None, None)
-    error.__cause__ = ClientConnectorError(key, OSError("refused"))
-    return error
 
 
 def to_each(bot: Bot, **options: Any) -> Callable[[int], Awaitable[Any]]:
@@ -113,26 +105,41 @@ async def test_errors_of_send_are_no_errors_of_telegram(caplog: pytest.LogCaptur
 
 
 @table(
-    ("error", "status", "requests"),
+    ("error", "status", "requests", "caught"),
     [
-        (TelegramForbiddenError(NO_METHOD, "bot was blocked by the user"), Status.BLOCKED, 1),
-        (TelegramForbiddenError(NO_METHOD, "user is deactivated"), Status.GONE, 1),
-        (TelegramBadRequest(NO_METHOD, "Bad Request: chat not found"), Status.GONE, 1),
-        (TelegramBadRequest(NO_METHOD, "message is too long"), Status.FAILED, 1),
-        (TelegramNetworkError(NO_METHOD, "Request timeout error"), Status.UNKNOWN, 1),
-        (TelegramMigrateToChat(NO_METHOD, "moved", -100_5), Status.MIGRATED, 2),
-        (no_connection(), Status.SENT, 2),
-        (too_many(90), Status.SENT, 2),
+        (*case, caught)
+        for caught in ((), (Exception,))
+        for case in [
+            (TelegramForbiddenError(NO_METHOD, "bot was blocked by the user"), Status.BLOCKED, 1),
+            (TelegramForbiddenError(NO_METHOD, "user is deactivated"), Status.GONE, 1),
+            (TelegramBadRequest(NO_METHOD, "Bad Request: chat not found"), Status.GONE, 1),
+            (TelegramBadRequest(NO_METHOD, "message is too long"), Status.FAILED, 1),
+            (TelegramEntityTooLarge(NO_METHOD, "Request Entity Too Large"), Status.FAILED, 1),
+            (TelegramNetworkError(NO_METHOD, "Request timeout error"), Status.UNKNOWN, 1),
+            (TelegramMigrateToChat(NO_METHOD, "moved", -100_5), Status.MIGRATED, 2),
+            (no_connection(), Status.SENT, 2),
+            (too_many(90), Status.SENT, 2),
+        ]
     ],
 )
 @virtual
-async def test_each_error_has_its_status(error: Exception, status: Status, requests: int) -> None:
-    """An error affects only its chat; only what cannot have arrived is repeated."""
+async def test_each_error_has_its_status(
+    error: Exception, status: Status, requests: int, caught: Any
+) -> None:
+    """An error affects only its chat; only what cannot have arrived is repeated.
+
+    If `send` catches the error and nothing has arrived, the outcome is the same.
+    """
     telegram, bot, outgoing = paced(errors=[error])
 
-    run = outgoing.broadcast([-1, 2, 3], to_each(bot), in_flight=1)
+    async def send(chat: int) -> None:
+        with suppress(*caught):
+            await bot.send_message(chat, "x")
+
+    run = outgoing.broadcast([-1, 2, 3], send, in_flight=1)
     found = {sent.chat: sent async for sent in run}
-    assert found[-1].status is status
+    lost = status is Status.UNKNOWN  # the answer; so it may have arrived
+    assert found[-1].status is (Status.SENT if caught and lost else status)
     assert [found[2].status, found[3].status] == [Status.SENT] * 2
     assert len(telegram.left) == requests + 2
     if status is Status.MIGRATED:
@@ -201,6 +208,15 @@ async def test_an_outage_that_ends_with_a_restart_loses_no_chat(tmp_path: Path) 
             await through(run())
     telegram.errors = []
     assert await through(run()) == [Status.SENT] * 2
+
+
+@virtual
+async def test_a_chat_that_is_none_is_only_its_own_failure() -> None:
+    """A NULL of the database is FAILED, and the chats after it get the message."""
+    _, bot, outgoing = paced()
+    chats: list[Any] = [1, None, 2]
+    found = await through(outgoing.broadcast(chats, to_each(bot), in_flight=1))
+    assert found == [Status.SENT, Status.FAILED, Status.SENT]
 
 
 @virtual
@@ -416,6 +432,18 @@ async def test_a_broadcast_that_is_ended_and_resumed(
         assert b"Broadcast: 2 requests were answered with 429" in log
 
 
+@virtual
+async def test_two_broadcasts_cannot_share_a_journal(tmp_path: Path) -> None:
+    """If an admin presses twice, the second broadcast is an error, and no chat gets it twice."""
+    telegram, bot, outgoing = paced()
+    journal = Journal(tmp_path / "journal")
+    runs = (outgoing.broadcast(range(1, 40), to_each(bot), journal=journal) for _ in range(2))
+    first, second = await asyncio.gather(*map(through, runs), return_exceptions=True)
+    assert first == [Status.SENT] * 39
+    assert isinstance(second, ConfigError)
+    assert len(telegram.left) == 39
+
+
 @pytest.mark.slow
 async def test_two_processes_cannot_share_a_journal(tmp_path: Path) -> None:
     """The second one ends at once, and says why; later it may use the file."""
@@ -430,7 +458,7 @@ async def test_two_processes_cannot_share_a_journal(tmp_path: Path) -> None:
         journal.close()
         await programs.broadcast(api.url, str(path), "9")
     assert second.returncode == 1
-    assert b"another process is broadcasting with it" in error
+    assert b"another broadcast is using it" in error
     assert {call.chat_id for call in api.calls} == {*range(2, 10)}
 
 

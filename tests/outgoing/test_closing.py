@@ -101,6 +101,22 @@ async def test_requests_in_progress_are_awaited() -> None:
     await task
 
 
+@virtual
+async def test_the_shutdown_of_several_bots_waits_once(caplog: pytest.LogCaptureFixture) -> None:
+    """However many bots are set up with one dispatcher, and whatever `dp["timeout"]` is."""
+    telegram, bot, outgoing = paced(latency=60.0)
+    dispatcher = Dispatcher(timeout="the user's own")
+    for each in (bot, Bot("43:TEST", telegram), bot):
+        outgoing.setup(each, dispatcher)
+    task = asyncio.create_task(bot.send_message(7, "x"))
+    await asyncio.sleep(0.1)
+    began = now()
+    await dispatcher.emit_shutdown(**dispatcher.workflow_data)
+    assert now() - began == pytest.approx(5)
+    assert caplog.messages.count("1 requests have no answer yet") == 1
+    await task
+
+
 async def test_a_late_request_does_not_open_the_session_again() -> None:
     """After the session is closed a late request fails, and the session stays closed."""
     async with BotApi() as api:

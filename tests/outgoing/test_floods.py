@@ -192,10 +192,8 @@ async def test_budgets_that_are_twice_too_high() -> None:
 
 @virtual
 async def test_one_429_does_not_slow_a_chat_down() -> None:
-    """After its wait a chat has its normal pace; a second 429 within a minute halves it.
-
-    The calls of a method without a chat are then further apart, too.
-    """
+    """After its wait a chat has its normal pace; a second 429 within a minute halves it, also one
+    right after that wait. The calls of a method without a chat are then further apart, too."""
     telegram, bot, _ = paced(errors=[too_many(1)])
     await asyncio.gather(*(bot.send_message(7, str(i)) for i in range(10)))
     assert telegram.times()[-1] == pytest.approx(5, abs=0.5)
@@ -203,10 +201,13 @@ async def test_one_429_does_not_slow_a_chat_down() -> None:
     began = now()
     await asyncio.gather(*(bot.send_message(7, str(i)) for i in range(5)))
     assert 1 + 2 * 4 <= now() - began < 11
-    telegram.errors = [too_many(1), None, too_many(1)]
-    for _ in range(2):
-        await bot.set_my_name("x")
-        await asyncio.sleep(2)  # a 429 just after the end of a block belongs to that block
+    telegram.latency = lambda: 0.001
+    for chat in range(100, 110):
+        telegram.errors, began = [too_many(1), too_many(1)], now()
+        await asyncio.gather(*(bot.send_message(chat, str(i)) for i in range(5)))
+        assert 2 + 2 * 4 <= now() - began < 12
+    telegram.errors = [too_many(1), too_many(1)]
+    await bot.set_my_name("x")
     began = now()
     for _ in range(3):
         await bot.set_my_name("x")
@@ -289,6 +290,30 @@ async def test_a_request_says_how_long_it_may_wait() -> None:
     await asyncio.sleep(31)
     await bot.edit_message_text("x", chat_id=8, message_id=1)
     assert 60 <= telegram.log[-1][0] - began < 61
+
+
+@virtual
+async def test_a_request_behind_a_more_patient_one_has_its_own_patience() -> None:
+    """It raises the rest of a block that is too long for it at once, also an edit with `max_wait`
+    of its own. An edit that was merged ends with its patience, if the answer was a 429."""
+    telegram, bot, _ = paced(max_wait={"message": 60, "edit": 3}, errors=[too_many(12)])
+    patient = asyncio.create_task(bot.send_message(7, "patient"))
+    await asyncio.sleep(2)
+    with pytest.raises(TelegramRetryAfter):
+        await bot.edit_message_text("x", chat_id=7, message_id=1)
+    with waiting_up_to(5), pytest.raises(TelegramRetryAfter):
+        await bot.send_message(7, "x")
+    assert now() - 1_000 < 2.1
+    await patient
+    telegram, bot, _ = paced(per_chat="1/s burst 1", latency=3, errors=[None, too_many(8)])
+    await bot.send_message(7, "x")
+    began = now()
+    patient = asyncio.create_task(bot.edit_message_text("x", chat_id=7, message_id=1))
+    with waiting_up_to(2), pytest.raises(NotSentError):
+        await bot.edit_message_text("y", chat_id=7, message_id=1)
+    assert now() - began == pytest.approx(4, abs=0.2)  # a second late, three on its way
+    await patient
+    assert telegram.texts() == ["x", "x"]
 
 
 @virtual

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiogram.methods import EditMessageText
 
 from bot_ratelimit import Journal, NotSentError, Progress
 
-from .virtual import Telegram, paced, virtual
+from .virtual import Telegram, no_connection, now, paced, virtual
 
 
 def interrupted(caplog: pytest.LogCaptureFixture) -> str:
@@ -36,6 +40,50 @@ async def test_a_shutdown_of_the_bot_logs_the_progress(
 
 
 @virtual
+async def test_a_shutdown_ends_a_broadcast_without_a_connection() -> None:
+    """It does not wait for its next try, which is up to 30 s away, nor begin to wait for one."""
+    for seconds in (16.0, 15.45):  # between two tries, and during one
+        _, bot, outgoing = paced(errors=[no_connection()] * 9, latency=0.1)
+        asyncio.get_running_loop().call_later(
+            seconds, lambda limits: asyncio.ensure_future(limits.close()), outgoing
+        )
+        began = now()
+        with pytest.raises(NotSentError):
+            async for _ in outgoing.broadcast([1], lambda chat, b=bot: b.send_message(chat, "x")):
+                pass
+        assert now() - began == pytest.approx(seconds, abs=0.3)
+
+
+@pytest.mark.parametrize("options", [{}, {"stars": 3, "when_spent": "stop"}])
+@virtual
+async def test_a_send_that_catches_every_error_is_interrupted(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """When the bot shuts down, or the Stars are spent, the next run sends to the other chats."""
+    telegram, bot, outgoing = paced()
+
+    async def send(chat: int) -> None:
+        with suppress(Exception):
+            await bot.send_message(chat, "x", allow_paid_broadcast=bool(options))
+
+    async def broadcast(**options: Any) -> None:
+        journal = Journal(tmp_path / "journal")
+        async for sent in outgoing.broadcast(range(1, 101), send, journal=journal, **options):
+            assert sent
+
+    if options:
+        await broadcast(**options)
+    else:
+        asyncio.get_running_loop().call_later(1.5, lambda: asyncio.ensure_future(outgoing.close()))
+        with pytest.raises(NotSentError):
+            await broadcast()
+    assert 0 < len(telegram.log) < 100
+    await outgoing.open()
+    await broadcast()
+    assert Counter(m.chat_id for _, m in telegram.log) == Counter(range(1, 101))  # type: ignore[attr-defined] # all are messages
+
+
+@virtual
 async def test_a_message_of_two_that_a_shutdown_cuts_is_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -51,6 +99,23 @@ async def test_a_message_of_two_that_a_shutdown_cuts_is_counted(
         async for _ in outgoing.broadcast([1, 2], send):
             pass
     assert "; 2 more may have got it" in interrupted(caplog)
+
+
+@virtual
+async def test_a_source_that_fails_ends_a_broadcast(caplog: pytest.LogCaptureFixture) -> None:
+    """What was begun is finished, the error is raised, and the log says how far it came."""
+    telegram, bot, outgoing = paced()
+
+    async def chats() -> AsyncIterator[int]:
+        for chat in range(1, 20):
+            yield chat
+        raise ConnectionError("database")
+
+    with pytest.raises(ConnectionError, match="database"):
+        async for _ in outgoing.broadcast(chats(), lambda chat: bot.send_message(chat, "x")):
+            pass
+    assert interrupted(caplog).startswith("Broadcast interrupted: 19: 19 sent; ")
+    assert len(telegram.log) == 19
 
 
 @virtual
@@ -71,6 +136,28 @@ async def test_closing_a_broadcast_waits_for_what_was_sent(
     assert Journal(path).in_flight == ()
     assert interrupted(caplog).startswith(f"Broadcast interrupted: {sent} of 999")
     assert "may have got it" not in interrupted(caplog)
+
+
+@virtual
+async def test_a_progress_that_is_not_shown_holds_up_no_interruption() -> None:
+    """Edits that hang let Ctrl-C, or any other cancellation, end a broadcast within 5 s."""
+    telegram, bot, outgoing = paced()
+    message = (await bot.send_message(500, "0")).as_(bot)
+    telegram.latency = lambda: 1e6 if isinstance(telegram.left[-1], EditMessageText) else 0.02
+
+    async def broadcast() -> None:
+        send = lambda chat: bot.send_message(chat, "x")  # noqa: E731 - as users write it
+        async for _ in outgoing.broadcast(range(1, 999), send, progress=Progress(message=message)):
+            pass
+
+    task = asyncio.create_task(broadcast())
+    await asyncio.sleep(6)
+    assert any(isinstance(each, EditMessageText) for each in telegram.left)
+    began = now()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert now() - began == pytest.approx(5)
 
 
 @virtual

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from aiogram import Bot, Dispatcher
+from aiogram import Bot, Dispatcher, methods
 from aiogram.exceptions import TelegramBadRequest, TelegramRetryAfter
 from aiogram.methods import (
     AnswerCallbackQuery,
@@ -136,10 +136,12 @@ async def test_waiting_requests_are_bounded() -> None:
     await asyncio.gather(*others)
     assert near(telegram.times(7), [0, 0, 0, 0, 0, 1])
     assert telegram.texts(7) == ["0", "1", "2", "3", "4", "10"]
-    _, bot, _ = paced(max_waiting=2, per_chat="1/minute")
-    many = (bot.send_message(i // 3, "x") for i in range(30, 120))
-    outcomes = await asyncio.gather(*many, return_exceptions=True)
-    assert sum(isinstance(each, SendQueueFullError) for each in outcomes) > 10
+    telegram, bot, outgoing = paced(max_waiting=2, broadcast="20/s")
+    async with outgoing.broadcasting():  # each to another chat, where nothing waits
+        many = (bot.send_message(chat, "x") for chat in range(1, 91))
+        outcomes = await asyncio.gather(*many, return_exceptions=True)
+    assert sum(isinstance(each, SendQueueFullError) for each in outcomes) == 50
+    assert len(telegram.log) == 40  # 20 at once, and 20 that waited
 
 
 @virtual
@@ -390,6 +392,33 @@ async def test_every_429_is_reported() -> None:
     await asyncio.gather(sending, return_exceptions=True)
     told = recorder.named("request_done")
     assert [outcome for _, _, outcome, _ in told] == ["flooded", "flooded"]
+
+
+@virtual
+async def test_a_replaced_edit_or_draft_is_not_counted_as_unsent() -> None:
+    """Its users see the newer one. A draft that a long block drops is not shown, so it is."""
+    recorder = Recorder()
+    telegram, bot, _ = paced(per_chat="1/s burst 1", observer=recorder)
+    await bot.send_message(7, "x")
+    edits = (bot.edit_message_text(str(i), chat_id=7, message_id=1) for i in range(3))
+    await asyncio.gather(*edits)
+    if not hasattr(methods, "SendMessageDraft"):
+        pytest.skip("SendMessageDraft needs aiogram 3.24")
+    drafts = [methods.SendMessageDraft(chat_id=7, draft_id=1, text=str(i)) for i in range(5)]
+    for each in drafts[:3]:
+        await bot(each)
+    await asyncio.sleep(5)
+    telegram.errors = [too_many(30)]
+    for each in drafts[3:]:
+        await bot(each)
+    told = [(method, outcome) for _, method, outcome, _ in recorder.named("request_done")]
+    assert Counter(told) == {
+        ("SendMessage", "sent"): 1,
+        ("EditMessageText", "sent"): 3,
+        ("SendMessageDraft", "sent"): 3,
+        ("SendMessageDraft", "flooded"): 1,
+        ("SendMessageDraft", "unsent"): 1,
+    }
 
 
 @virtual

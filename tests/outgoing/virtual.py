@@ -11,9 +11,11 @@ from typing import Any, cast
 
 from aiogram import Bot
 from aiogram.client.session.base import BaseSession
-from aiogram.exceptions import TelegramAPIError, TelegramRetryAfter
+from aiogram.exceptions import TelegramAPIError, TelegramNetworkError, TelegramRetryAfter
 from aiogram.methods import TelegramMethod
 from aiogram.types import Chat, Message
+from aiohttp import ClientConnectorError
+from aiohttp.client_reqrep import ConnectionKey
 
 from bot_ratelimit import Limiter, MemoryStorage, OutgoingLimits
 from example_bot.demo.floods import FloodControl
@@ -167,3 +169,11 @@ def virtual_limiter() -> Limiter:
 def too_many(seconds: int) -> TelegramRetryAfter:
     """Telegram's answer to a bot that is too fast."""
     return TelegramRetryAfter(cast(Any, None), "Too Many Requests", seconds)
+
+
+def no_connection() -> TelegramNetworkError:
+    """The error of aiogram when Telegram cannot be reached, so that nothing was sent."""
+    error = TelegramNetworkError(cast(Any, None), "ClientConnectorError")
+    key = ConnectionKey("api.telegram.org", 443, True, None, None, None, None)
+    error.__cause__ = ClientConnectorError(key, OSError("refused"))
+    return error

@@ -98,6 +98,8 @@ def test_an_ambiguous_name_or_prefix_is_refused() -> None:
         with pytest.raises(ConfigError) as error:
             Rule("1/s", name=name)  # type: ignore[arg-type]  # tested
         assert str(error.value).startswith(f"name={name!r}: ")
+    with pytest.raises(ConfigError, match=r"^key_prefix=a URL: "):
+        check_prefix("redis://:secret@host/0")
     for prefix in (*NOWHERE, "", "x" * 129):
         with pytest.raises(ConfigError, match="for example 'booking_bot:client1'") as error:
             check_prefix(prefix)
@@ -236,6 +238,7 @@ class Redis:
         (ANNA, "a Subject stands where the limit belongs: expected the limit first"),
         (Redis(), "a Redis stands where the limit belongs: expected the limit first"),
         ("5/s, 20/m", "with ';' between several"),
+        ("redis://:with a password;x@host/0", "a URL or a client comes after the limit"),
     ],
 )
 def test_a_wrong_rule_is_explained(value: Any, says: str) -> None:
@@ -243,6 +246,7 @@ def test_a_wrong_rule_is_explained(value: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=r"for example|such as|write|expected|give") as error:
         rules_of(value)
     assert says in str(error.value)
+    assert "password" not in str(error.value)
     assert "password" not in str(error.value)
 
 

@@ -145,8 +145,8 @@ async def test_limits_hold_from_the_first_hit(cluster: Cluster) -> None:
 
 
 async def test_several_rules_need_a_hash_tag(cluster: Cluster) -> None:
-    """With a prefix in braces, all keys of a bot are in one slot, and once tokens too. Without, the
-    error says what to do; a reset needs none."""
+    """With a prefix in braces, all keys of a bot are in one slot. Without, the error says what to
+    do; a single rule, whose verdict may be shared, and a reset need none."""
     rules, anna = "3/minute; 9/h sliding", Subject(user=7)
     async with limiting(cluster, "{bot}") as limiter:
         await connected(limiter)
@@ -155,12 +155,16 @@ async def test_several_rules_need_a_hash_tag(cluster: Cluster) -> None:
         assert not (await limiter.hit(rules, anna, once="u3")).allowed
         assert await limiter.reset(rules, anna)
         counts = [charge("3/minute", "7"), charge("9/h", "9/h:7"), charge("9/h sliding", "s:7")]
-        for once, several in ((None, counts), ("bot:ratelimit:once:a", counts[:1])):
-            with pytest.raises(ConfigError, match=r"tag into key_prefix, for example '\{bot\}'"):
-                await limiter.storage.ask(Ask(several, once=once), timeout=TIMEOUT)
+        with pytest.raises(ConfigError, match=r"tag into key_prefix, for example '\{bot\}'"):
+            await limiter.storage.ask(Ask(counts), timeout=TIMEOUT)
         for one in counts:
             await limiter.storage.ask(Ask([one]), timeout=TIMEOUT)
         assert [await reset(limiter.storage, *counts) for _ in range(2)] == [3, 0]
+    async with limiting(cluster, "bot") as limiter:
+        await connected(limiter)
+        for user in range(1, 9):
+            found = [await limiter.hit("1/m", Subject(user=user), once="a") for _ in range(2)]
+            assert [(each.allowed, each.source) for each in found] == [(True, "redis")] * 2
 
 
 async def test_a_cluster_reports_its_nodes_and_keeps_statistics(cluster: Cluster) -> None:

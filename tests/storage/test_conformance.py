@@ -285,8 +285,9 @@ async def test_a_list_is_taken_in_time_or_left(bench: Bench) -> None:
     assert await documents.take_list(key, now + 60, b"a") == [b"c", b"a"]
     assert await documents.take_list(key, now + 60, b"a") == []
     await documents.push(key, b"d", 9, 60)
+    assert await documents.take_list(key, now + 60, b"a") == []  # what waits is left to its owner
     assert await documents.take_list(key, 0.0, b"d") is None
-    assert await documents.waiting(key, b"d") == []
+    assert not await documents.waiting(key, b"d")
 
 
 MILLISECOND = timedelta(milliseconds=1)

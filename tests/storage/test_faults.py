@@ -91,12 +91,13 @@ async def test_an_outage_passes(
     ],
 )
 def test_an_outage_is_one_also_if_redis_py_has_parsed_it(text: str, kind: str) -> None:
-    """The parser of redis-py, which a substitute of its connection may use, removes the code. A bug
-    is not explained by a server."""
+    """The parser of redis-py, which a substitute of its connection may use, removes the code. If
+    the server is full, the settings are named. A bug is not explained by a server."""
     for error in (aioredis.ResponseError(text), BaseParser.parse_error(text)):
         told = translated(error, "redis.test:6379")
         assert isinstance(told, StorageError)
         assert told.kind == kind
+        assert ("raise maxmemory" in str(told)) is (kind == "oom")
     bug = AttributeError(text)
     assert translated(bug) is bug
 

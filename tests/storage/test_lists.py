@@ -9,25 +9,32 @@ from tests.benches import Bench
 KEY = "bot:ratelimit:collect:1"
 
 
-async def test_a_list_that_was_taken_differs_from_one_that_was_lost(bench: Bench) -> None:
+async def test_a_value_that_was_taken_differs_from_one_that_was_lost(bench: Bench) -> None:
     """Who looks for a value learns that another one has it, or that nobody has."""
     documents = bench.storage.documents()
+    until = await documents.now(KEY) + 60
     assert await documents.push(KEY, b"a", 9, 60) == 1
     assert await documents.push(KEY, b"b", 9, 60) == 2
     assert await documents.waiting(KEY, b"a") == [b"b", b"a"]
-    assert await documents.take_list(KEY, await documents.now(KEY) + 60, b"b") == [b"b", b"a"]
+    assert await documents.take_list(KEY, until, b"b") == [b"b", b"a"]
     assert await documents.waiting(KEY, b"a") == []
-    assert await documents.push(KEY, b"c", 9, 60) == 1
-    assert await documents.waiting(KEY, b"a") == [b"c"]
+    long = b"number 000000001" + b"x" * 99
+    assert await documents.push(KEY, long, 9, 60) == 1
+    assert await documents.waiting(KEY, b"a") == [long]
+    assert await documents.take_list(KEY, until, long) == [long]
+    for taken in (b"a", b"b", long):
+        assert await documents.waiting(KEY, taken) == []
     if bench.client is None:
         return
+    assert await bench.client.lrange(KEY, 0, -1) == [b"", long[:16], b"b", b"a"]  # in 16 bytes
+    assert await documents.waiting(KEY, b"c") is None  # as after a restart with older data
+    assert await documents.take_list(KEY, until, b"c") is None
     assert 0 < await bench.client.ttl(KEY) <= 60
     await bench.client.flushall()
+    assert await documents.push(KEY, b"d", 9, 60) == 1
+    assert await documents.take_list(KEY, until, b"c") is None
+    assert await documents.take_list(KEY, until, b"d") == [b"d"]
     assert await documents.waiting(KEY, b"c") is None
-    await documents.push(KEY, b"d", 9, 60)
-    assert await documents.waiting(KEY, b"c") is None
-    assert await documents.take_list(KEY, await documents.now(KEY) + 60, b"c") is None
-    assert await documents.waiting(KEY, b"d") == [b"d"]
 
 
 @pytest.mark.parametrize("bench", ["fakeredis", "redis-server"], indirect=True)

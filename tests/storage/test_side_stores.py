@@ -143,7 +143,7 @@ async def test_a_ticker_that_ends_just_now_begins_again() -> None:
 
     owner = Owner()
     owner.ticker.start()
-    await eventually(lambda: owner.calls == 2)
+    await eventually(lambda: owner.calls == 2 and owner.ticker._task is None)
     assert not await owner.ticker.stop()  # it has ended by itself
     owner.ticker.start()
     assert await owner.ticker.stop()

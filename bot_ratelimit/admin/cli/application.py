@@ -20,7 +20,8 @@ from bot_ratelimit.errors import ConfigError
 
 _DECLARED: Final = {"rules": "--rule", "off": "--off/--on", "exempt": "--not", "id": "ID"}
 """Options whose names are not those of their fields."""
-# Ids of chats are negative, and must not be parsed as options.
+# Ids of chats are negative, and must not be parsed as options. Other unknown options become
+# arguments, which `_validated` refuses.
 _IDS: Final = {"ignore_unknown_options": True}
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
@@ -30,7 +31,7 @@ app = typer.Typer(
     "environment and .env as the bot.",
     epilog="Exit status: 0 done; 1 the answer is no; 2 a mistake in the command or configuration; "
     "3 Redis cannot be reached; 4 somebody else changed the limits in the meantime; "
-    "5 not confirmed; 6 degraded.",
+    "5 not confirmed; 6 health says degraded.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -73,6 +74,8 @@ def _command(operation: Operation) -> Callable[..., None]:
             terminal.print_json(value)
         else:
             terminal.say(terminal.laid_out(operation.sheet(ENGLISH, found)))
+            if operation.name == "bans" and len(found) == sent.limit:
+                terminal.say([f"There may be more: --offset {sent.offset + sent.limit}"])
         _end(operation, found)
 
     fields = operation.fields.model_fields.items()
@@ -111,6 +114,9 @@ def _validated(operation: Operation, given: dict[str, Any]) -> Any:
     if "exempt" in given:
         given["exempt"] = not given["exempt"]
     try:
+        for text in given.values():
+            if isinstance(text, str) and text.startswith("-"):  # see `_IDS`
+                raise ConfigError(f"no such option: {text[:100]}")
         return checked(operation.fields, given)
     except ConfigError as error:
         fail(error)

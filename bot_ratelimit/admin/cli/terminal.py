@@ -82,8 +82,8 @@ def fail(error: RateLimitError) -> NoReturn:
 
 # --- what it shows and asks -----------------------------------------------------------------------
 
-_WIDE: Final = 200
-"""Columns if the output is a pipe: wide, so that programs such as grep see whole lines."""
+_WIDE: Final = 10_000
+"""Columns if the output is a pipe: so many that each row of a table is one line for grep."""
 
 
 def console(*, stderr: bool = False) -> Console:

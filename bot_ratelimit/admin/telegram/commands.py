@@ -175,8 +175,8 @@ class Operator:
         if operation.name == "ban" and subject.user is not None:
             subject = subject._replace(chat=None)  # in a group: everywhere
         if operation.name == "unban":
-            ban = (await self.control.show(subject)).banned
-            subject = subject if ban is None else ban.subject
+            bans = await self.control.limiter.bans_of(subject)
+            subject = bans[0].subject if bans else subject
         id_ = subject.chat if subject.user is None else subject.user
         chat = None if subject.user is None else subject.chat
         as_user = subject.user is not None and subject.user < 0  # a channel that writes in groups
@@ -208,6 +208,9 @@ class Operator:
         sheet, buttons = operation.sheet(self.words, found), self.buttons
         if operation.name == "limits":
             sheet = self._with_commands(sheet)
+        if operation.name == "bans" and len(found) == sent.limit:
+            text = self.words("The first {count}. There may be more.", count=sent.limit)
+            sheet = replace(sheet, foot=[text])
         page = page_of(sheet, number)
         if operation.name == "show":
             subject = Subject(**found.subject)

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from bot_ratelimit.admin.questions import Question
 from bot_ratelimit.admin.sheets import Sheet
-from bot_ratelimit.admin.words import Words, as_html, joined, plain, shown
+from bot_ratelimit.admin.words import Marked, Words, as_html, joined, plain, shown
 from bot_ratelimit.config.ids import LARGEST_ID
 from bot_ratelimit.rules.rule import Subject
 
@@ -21,6 +21,10 @@ _FITS: Final = 2_500
 _ROWS: Final = 24
 """Rows of a page, which may have a button each."""
 _LAST_PAGE: Final = 99
+_LONGEST: Final = 3_500
+"""UTF-16 units of what a question says."""
+_LAST: Final = 4
+"""Points of a question that are always shown: its last three say what the others mean."""
 
 Rows: TypeAlias = "list[list[InlineKeyboardButton]]"
 _Id: TypeAlias = Annotated[int, Field(ge=-LARGEST_ID, le=LARGEST_ID)]
@@ -56,7 +60,7 @@ def page_of(sheet: Sheet, number: int = 0) -> Page:
     pages: list[list[str]] = [[]]
     length = 0
     for block in (_row(cells, sheet.head) for cells in sheet.rows):
-        units = len(block.encode("utf-16-le")) // 2 + 1
+        units = _units(block) + 1
         if pages[-1] and (length + units > _FITS or len(pages[-1]) == _ROWS):
             pages.append([])
             length = 0
@@ -71,8 +75,14 @@ def page_of(sheet: Sheet, number: int = 0) -> Page:
 
 
 def asked(question: Question) -> str:
-    """A question and what will happen."""
-    return f"<b>{as_html(question.text)}</b>\n" + _lines(question.points)
+    """A question and what will happen: of many changes the first ones, and how many more."""
+    points, left_out = [*question.points], 0
+    while _units(_lines(points)) > _LONGEST and len(points) > _LAST:
+        del points[-_LAST]
+        left_out += 1
+    if left_out:
+        points.insert(1 - _LAST, Marked(f"… +{left_out}"))
+    return f"<b>{as_html(question.text)}</b>\n" + _lines(points)
 
 
 def _row(cells: Sequence[object], head: Sequence[str]) -> str:
@@ -82,6 +92,10 @@ def _row(cells: Sequence[object], head: Sequence[str]) -> str:
         names = (plain(name).lower() for name in head[1:])
         rest = [joined(each, " ") for each in zip(names, rest, strict=True) if each[1]]
     return as_html(joined([first, joined(rest)], ": ") if rest else first)
+
+
+def _units(text: str) -> int:
+    return len(text.encode("utf-16-le")) // 2
 
 
 def _lines(texts: Iterable[object]) -> str:

@@ -158,7 +158,7 @@ async def _limit(control: Control, words: Words, given: Mapping[str, Any]) -> di
     rule = await control.rule(str(given.get("name", "")))
     live = await control.changes.current()
     inputs = []
-    if (rule.limit is not None or rule.is_given) and not rule.ban_ms:
+    if not rule.ban_ms:
         hint = OPERATIONS["set"].fields.model_fields["limit"].description or ""
         inputs.append(Input("limit", "Limit", given.get("limit", rule.limit or ""), hint))
     shadow, off = given.get("shadow", rule.shadow), given.get("off", rule.off)

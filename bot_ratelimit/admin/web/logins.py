@@ -133,7 +133,7 @@ class LoginLimiter:
         decision = await self._decider.hit(Rules(rules), _NOBODY, peek=failure is None)
         if not decision:
             wait = max(1, math.ceil(decision.retry_after))
-            text = f"too many failed logins: try again in {wait} s"
+            text = f"too many failed logins: try again in {wait} seconds"
             headers = {"Retry-After": str(wait)}
             raise ProblemError(429, text, retry_after=wait, headers=headers)
         if failure is not None:

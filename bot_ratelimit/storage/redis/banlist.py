@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.rule import Subject
-from bot_ratelimit.storage.banlist import MAX_BANS, Ban, BanList, BanTarget, member_of, members_of
+from bot_ratelimit.storage.banlist import Ban, BanList, BanTarget, member_of, members_of, room_for
 from bot_ratelimit.storage.redis.scripts import Execute, script_in, text_of
 
 _SCRIPT: Final = script_in("bans")
@@ -35,7 +35,7 @@ class RedisBanList(BanList):
         details = json.dumps({"reason": ban.reason, "by": ban.by, "key": ban.key})
         member, by_hand = member_of(ban.subject, ban.key), int(not ban.key)
         return bool(
-            await self._run("put", member, length, details, by_hand, MAX_BANS, timeout=timeout)
+            await self._run("put", member, length, details, by_hand, room_for(ban), timeout=timeout)
         )
 
     async def drop(self, subject: Subject, *, by_hand: bool = True, timeout: float) -> list[Ban]:

@@ -324,8 +324,7 @@ class Connection:
         batches = self._batches
         sent, unsent = batches.expired(now)
         for request in (*sent, *unsent):
-            if not request.future.done():
-                request.answer(self._timed_out(request.timeout))
+            request.answer(self._timed_out(request.timeout))
         if batches.wire is None:  # nobody else waits that long until it is known how this ends
             self._in_vain = max([self._in_vain, *(each.timeout for each in unsent)])
         for each in self.events:  # here, so that it costs a decision no time

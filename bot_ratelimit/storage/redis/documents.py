@@ -21,19 +21,24 @@ _PUSH: Final = Script("""
 redis.call('LPUSH', KEYS[1], ARGV[1])
 redis.call('LTRIM', KEYS[1], 0, ARGV[2] - 1)
 redis.call('EXPIRE', KEYS[1], ARGV[3])
-return redis.call('LLEN', KEYS[1]) - (redis.call('LINDEX', KEYS[1], -1) == '' and 1 or 0)
+return redis.call('LPOS', KEYS[1], '') or redis.call('LLEN', KEYS[1])
 """)
-# An empty value at the end of a list says that the list was taken.
-_TAKEN: Final = b""
+# A list has the values that wait, an empty one, and the first 16 bytes of those that were taken.
+_MARK: Final = b""
 _TAKE: Final = Script("""
-local now, key = redis.call('TIME'), KEYS[1]
-local is_known = redis.call('LINDEX', key, -1) == '' or redis.call('LPOS', key, ARGV[2])
-if not is_known or now[1] + now[2] / 1000000 > tonumber(ARGV[1]) then
+local now, key, beginning = redis.call('TIME'), KEYS[1], string.sub(ARGV[2], 1, 16)
+local count = redis.call('LPOS', key, '') or redis.call('LLEN', key)
+local own = redis.call('LPOS', key, ARGV[2]) or redis.call('LPOS', key, beginning)
+if own and own >= count then return {} end
+if not own or now[1] + now[2] / 1000000 > tonumber(ARGV[1]) then
   redis.call('LREM', key, 0, ARGV[2])
   return false
 end
-local found = redis.call('LPOP', key, 1000000)
-redis.call('RPUSH', key, '')
+local found = redis.call('LPOP', key, count)
+redis.call('LREM', key, 1, '')
+for i = #found, 1, -1 do redis.call('LPUSH', key, string.sub(found[i], 1, 16)) end
+redis.call('LPUSH', key, '')
+redis.call('LTRIM', key, 0, 1000)
 redis.call('EXPIRE', key, ARGV[3])
 return found
 """)
@@ -84,16 +89,15 @@ class RedisDocuments(Documents):
         self, key: str, until: float, own: bytes, seconds: int = 60
     ) -> list[bytes] | None:
         found: list[bytes] | None = await self._script(_TAKE, key, f"{until:.6f}", own, seconds)
-        return None if found is None else [each for each in found if each != _TAKEN]
+        return found
 
     async def listed(self, key: str) -> list[bytes]:
         return list(await self._run(key, b"LRANGE", key.encode(), b"0", b"-1"))
 
     async def waiting(self, key: str, own: bytes) -> list[bytes] | None:
         found = await self.listed(key)
-        if own not in found and _TAKEN not in found:
-            return None
-        return [each for each in found if each != _TAKEN]
+        waiting = found[: found.index(_MARK)] if _MARK in found else found
+        return waiting if own in waiting or own[:16] in found else None
 
     async def report(self, key: str, field: str, value: bytes, seconds: int) -> float:
         now = await self._script(_REPORT, key, field, value, seconds)

@@ -33,6 +33,9 @@ _GRANT: Final = (
     "the Redis user lacks a permission: ACL SETUSER <user> ~<prefix>:ratelimit:* "
     "+@connection +select +@read +@write +@scripting +@transaction +time"
 )
+_FULL: Final = (
+    "the server's memory is full: raise maxmemory, or set maxmemory-policy to volatile-ttl"
+)
 
 
 class ServerText(exceptions.ResponseError):
@@ -77,7 +80,7 @@ _FAULTS: Final = (
         is_outage=False,
     ),
     *(
-        _Fault(rf"(?:^|[-\s]){code}\b", code.lower())
+        _Fault(rf"(?:^|[-\s]){code}\b", code.lower(), _FULL if code == "OOM" else "")
         for code in (
             *("LOADING", "READONLY", "OOM", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN"),
             *("BUSY", "UNKILLABLE", "MISCONF", "NOREPLICAS"),

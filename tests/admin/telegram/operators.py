@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -108,6 +110,11 @@ class OperatedBot(Instance):
             if isinstance(request, (SendMessage, EditMessageText, AnswerCallbackQuery))
         ]
         return "\n".join(text for text in said if text)
+
+
+def units(text: str) -> int:
+    """The length of a message as Telegram counts it."""
+    return len(html.unescape(re.sub(r"<[^>]*>", "", text)).encode("utf-16-le")) // 2
 
 
 def middleware_on(storage: Storage, *rules: Any, **options: Any) -> RateLimitMiddleware:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from bot_ratelimit import Subject
-from tests.admin.telegram.operators import GROUP, OperatedBot
+from bot_ratelimit import MemoryStorage, Rule, Subject
+from bot_ratelimit.admin import sheets
+from bot_ratelimit.admin.control import Control
+from bot_ratelimit.admin.telegram.messages import page_of
+from bot_ratelimit.admin.views import ConfigView, InstanceView
+from bot_ratelimit.admin.words import Words
+from bot_ratelimit.config.overrides import Overrides
+from tests.admin.telegram.operators import GROUP, OperatedBot, operated_bot_on, units
 from tests.incoming.support import message, user
 
 
@@ -52,6 +58,37 @@ async def test_the_question_of_a_rollback_is_in_russian(bot: OperatedBot) -> Non
     assert "бан за флуд: 1h after 9/h -&gt; как в настройках" in asked
     asked = await bot.says("/rollback 0", language="ru")
     assert "messages: 3/hour (пробный) -&gt; 3/hour" in asked
+
+
+async def test_a_long_question_fits_into_a_message() -> None:
+    """Of many changes, exemptions or counts the first are shown; what they mean is never cut."""
+    rules = [Rule("3/h", name=f"{'long' * 22}{n}") for n in range(60)]
+    async with operated_bot_on(MemoryStorage(), *rules) as bot:
+        control = Control.of(bot.middleware, "anna")
+        for n, rule in enumerate(rules):
+            await control.set_rule(rule.name, "5/h")
+            await control.changes.set_exempt(1_000_000_000 + n, True)
+        asked = await bot.says("/rollback 0")
+        assert (units(asked) <= 4096, "/hour -&gt; 3/hour\n… +3" in asked) == (True, True)
+        assert asked.endswith("You can roll back to version 120 at any time.")
+        for rule in rules:
+            await bot.middleware.limiter.hit(rule, Subject(42, 42))
+        assert units(await bot.says("/forgive 42")) <= 4096
+        assert units(await bot.presses("Forgive")) <= 4096
+        await control.changes.rollback(0)
+        for n in range(60):
+            await control.changes.set_exempt(1_000_000_000 + n, True)
+        asked = await bot.says("/rollback 0")
+        assert "exempt: 1000000000 removed, " in asked
+        assert units(asked) <= 1_000
+
+
+def test_limits_of_a_bot_with_many_handlers_fit_into_a_message() -> None:
+    """The first ten handlers that can get a limit are named below the limits."""
+    handlers = tuple(f"orders.{'x' * 90}{n}" for n in range(30))
+    instance = InstanceView("a", 0, 0, "", handlers=handlers)
+    view = ConfigView("bot", "", (), Overrides(version=1), (instance,), ())
+    assert units(page_of(sheets.limits(Words("ru"), view)).text) <= 4096 - 2_500
 
 
 async def test_a_group_is_not_called_a_channel(bot: OperatedBot) -> None:

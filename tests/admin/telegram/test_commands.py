@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from typing import Any
 
@@ -11,9 +10,17 @@ import pytest
 from bot_ratelimit import MemoryStorage, RedisStorage, Rule, Scope, Subject
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.sheets import Sheet
+from bot_ratelimit.admin.telegram import commands
 from bot_ratelimit.admin.telegram.messages import page_of
 from bot_ratelimit.storage.base import Storage
-from tests.admin.telegram.operators import ANNA, BORIS, GROUP, OperatedBot, operated_bot_on
+from tests.admin.telegram.operators import (
+    ANNA,
+    BORIS,
+    GROUP,
+    OperatedBot,
+    operated_bot_on,
+    units,
+)
 from tests.incoming.support import message, user
 from tests.servers import Server
 from tests.tables import table
@@ -200,8 +207,11 @@ async def test_what_needs_an_option_says_which() -> None:
         assert "Healthy, in this process alone: without Redis" in await bot.says("/health")
 
 
-async def test_pages_are_turned(storage: Storage) -> None:
-    """Long lists have pages that fit into a message, with buttons for next and previous."""
+async def test_pages_are_turned(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long lists have pages that fit into a message, with buttons for next and previous.
+
+    Of the bans these are the first 1,000, and a line says so if there may be more.
+    """
     rules = [Rule("3/h", name=f"long{'😀' * 90}{n}") for n in range(60)]
     async with operated_bot_on(storage, *rules) as bot:
         for command in ("/limits", "/who 42"):
@@ -226,6 +236,9 @@ async def test_pages_are_turned(storage: Storage) -> None:
         assert ("‹ 2" in bot.buttons, "4 ›" in bot.buttons) == (True, False)
         assert "<code>119</code>: banned" in await bot.presses("119")
         assert "r" * 500 in str(bot.shown[-1].text)
+        assert "There may be more" not in await bot.says("/bans")
+        monkeypatch.setitem(commands._ALL, "bans", {"limit": 20})
+        assert (await bot.says("/bans")).endswith("\n\nThe first 20. There may be more.")
 
 
 async def test_hostile_names_and_reasons_stay_text(storage: Storage) -> None:
@@ -251,11 +264,6 @@ async def test_hostile_names_and_reasons_stay_text(storage: Storage) -> None:
             assert not {"\u202e"} & set(text)
             assert "\nUser 43" not in text
             assert units(text) <= 4096
-
-
-def units(text: str) -> int:
-    """The length of a message as Telegram counts it."""
-    return len(html.unescape(re.sub(r"<[^>]*>", "", text)).encode("utf-16-le")) // 2
 
 
 async def test_redis_away_is_a_short_answer(own_server: Server, own: RedisStorage) -> None:
