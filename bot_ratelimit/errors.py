@@ -89,8 +89,8 @@ class NotSentError(RateLimitError):
 class SendQueueFullError(RateLimitError):
     """A request to Telegram was not sent: too many wait already.
 
-    The bounds are `max_waiting` requests for one chat, 1,000 unless given, and ten times as many
-    in the process::
+    The bounds are `max_waiting` requests for one chat, 1,000 unless given, and for requests that
+    find others in their chat ten times as many in the process::
 
         try:
             await bot.send_message(chat, text)

@@ -101,8 +101,8 @@ class Observer(ServerEvents):
         """A request of the bot, for example `"SendMessage"`, has ended.
 
         `"flooded"` means that it was answered with 429 for the last time, and `"unsent"` that it
-        was never sent. An edit or a draft that a newer one replaced is `"sent"`. `waited` is the
-        time for which the limits delayed it.
+        was never sent. An edit that a newer one replaced is `"sent"`, and so is a draft that was
+        kept, whatever becomes of it. `waited` is the time for which the limits delayed it.
         """
 
     def flood_waited(self, scope: FloodScope, seconds: float) -> None:

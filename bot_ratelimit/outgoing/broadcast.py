@@ -160,6 +160,7 @@ class Broadcast(Generic[T]):
         finally:
             del self._serving[asyncio.current_task()]
             self._floods += requests.floods
+            requests.error = None  # which knows this frame, and so itself
         if sent is None:
             return None
         if sent and not requests.left:
@@ -182,19 +183,20 @@ class Broadcast(Generic[T]):
         """Send; send again only if Telegram has taken nothing."""
         target: Any = chat
         moved: int | None = None
-        waits = iter(_RECONNECT)
+        waits, caught = iter(_RECONNECT), False
         while True:
             try:
                 result = await self._send(target)
                 if requests.error is not None and not requests.left:
-                    raise requests.error  # `send` has caught it, but the chat got nothing
+                    caught = True  # by `send`, but the chat got nothing from this bot
+                    raise requests.error
             except StarsSpentError as error:
                 return Sent(chat, Status.UNKNOWN, None, error) if requests.left else None
             except ShuttingDownError:
                 raise
             except TelegramMigrateToChat as error:
                 if moved is not None or requests.left:
-                    status = _status(error, requests)
+                    status = _status(error, requests, caught)
                     return Sent(chat, status, None, error, error.migrate_to_chat_id)
                 target = moved = error.migrate_to_chat_id
             except Exception as error:
@@ -207,16 +209,16 @@ class Broadcast(Generic[T]):
                     )
                 again = never_left(error) and not requests.left
                 if not again or (wait := next(waits, None)) is None:
-                    return Sent(chat, _status(error, requests), None, error, moved)
+                    return Sent(chat, _status(error, requests, caught), None, error, moved)
                 await self._pacer.sleep(0 if self._pacer.closed else wait)
             else:
                 return Sent(chat, Status.MIGRATED if moved else Status.SENT, result, None, moved)
 
 
-def _status(error: Exception, requests: BroadcastScope) -> Status:
-    """The status after an error: UNKNOWN if the chat may have got a part."""
+def _status(error: Exception, requests: BroadcastScope, caught: bool) -> Status:
+    """The status after an error: UNKNOWN if the chat may have got a part, or it another way."""
     status = status_of(error)
-    return Status.UNKNOWN if status is Status.FAILED and requests.left else status
+    return Status.UNKNOWN if status is Status.FAILED and (requests.left or caught) else status
 
 
 async def _iterate(chats: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:

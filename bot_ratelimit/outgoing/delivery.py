@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Hashable
 from typing import Any, Final
 
@@ -105,15 +106,16 @@ class Delivery:
 
     async def send(self, request: Request) -> Any:
         """Send a request now."""
-        self.check_session_open(request.bot, request.method)
-        if request.broadcast is not None:
-            if self._pacer.closed:  # a later run sends to the other chats
-                raise shutting_down(f"{describe(request)} was ")
-            request.broadcast.leaving()
         self.in_flight += 1
         try:
-            if drafts := self._queues.before_sending(request):
-                await asyncio.wait(drafts, timeout=_DRAFTS_FIRST)
+            if (drafts := self._queues.before_sending(request)) and request.may_wait:
+                left = math.inf if request.deadline is None else request.deadline - _now()
+                await asyncio.wait(drafts, timeout=max(0.0, min(_DRAFTS_FIRST, left)))
+            self.check_session_open(request.bot, request.method)
+            if request.broadcast is not None:
+                if self._pacer.closed:  # a later run sends to the other chats
+                    raise shutting_down(f"{describe(request)} was ")
+                request.broadcast.leaving()
             request.left_at, request.outcome = _now(), "failed"
             result = await request.send(request.bot, request.method)
         except TelegramAPIError as error:
@@ -146,13 +148,15 @@ class Delivery:
                 raise shutting_down()
             if not request.may_wait:
                 raise NotSentError(f"{describe(request)} was not sent: others wait for this chat")
-            blocked = self._floods.blocked_for(queue)
-            if not self._pacer.may_repeat(queue, request, blocked):  # the holder is more patient
-                raise retry_after(request, blocked)
+        if queue.holder is None or queue.replaceable(request, edit) is not None:
+            return  # it does not wait for others, or in the place of one of them
+        blocked = self._floods.blocked_for(queue)
+        if not self._pacer.may_repeat(queue, request, blocked):  # the holder is more patient
+            raise retry_after(request, blocked)
         most = self._max_waiting
         if self.waiting >= 10 * most:
             full = f"{self.waiting} requests wait in this process; send less or raise max_waiting"
-        elif queue.waiting >= most and queue.replaceable(request, edit) is None:
+        elif queue.waiting >= most:
             full = f"{queue.waiting} requests wait for this chat; send less or raise per_chat"
         else:
             return

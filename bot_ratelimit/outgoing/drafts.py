@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from aiogram.exceptions import TelegramAPIError
+from aiogram.exceptions import AiogramError, TelegramAPIError
 
 from bot_ratelimit.outgoing.chat_queue import Request
 from bot_ratelimit.outgoing.floods import Floods, flood_wait
@@ -49,6 +49,7 @@ class DraftStream(Pace):
                 draft.newest = None
                 if draft.on_its_way is not None:
                     on_their_way.append(draft.on_its_way)
+                    draft.on_its_way = None  # only one message waits for it
         return on_their_way
 
     def is_idle(self, now: float) -> bool:
@@ -126,7 +127,7 @@ class Drafts:
                         await self._send_newest(stream, draft)
                 except Exception as error:  # nobody waits for its answer
                     log.debug("A draft was not shown: %r", error)
-                    if not isinstance(error, TelegramAPIError):  # the next try would fail, too
+                    if not isinstance(error, AiogramError):  # the next try would fail, too
                         return
         finally:
             draft.newest = None

@@ -107,16 +107,19 @@ class Journal:
         Raises:
             OSError: The disk is full: nothing was recorded.
         """
-        if self._file is None:
+        is_late = self._file is None  # a request that a finished broadcast has left behind
+        if is_late:
             self.open()
         if self._file is not None:
             line = f"{chat} {word}\n".encode()
             if (written := self._file.write(line)) != len(line):
                 self._file.truncate(self._file.tell() - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        if is_late:
+            self.close()
 
     def close(self) -> None:
-        """Close the file, and let other broadcasts use it; writing opens it again."""
+        """Close the file, and let other broadcasts use it."""
         if self._file is not None:
             self._file.close()  # which also unlocks
             self._file = None

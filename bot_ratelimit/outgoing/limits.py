@@ -91,8 +91,8 @@ class OutgoingLimits(BaseRequestMiddleware):
         merge_edits: Whether only the newest of several waiting edits of one message is sent.
         in_order: Whether the next request of a chat is sent only when the one before it is
             answered.
-        max_waiting: How many requests may wait for one chat; in the whole process, ten times as
-            many.
+        max_waiting: How many requests may wait for one chat; behind others of a chat, while ten
+            times as many wait in the process, none does.
         observer: One or several observers of paced requests, 429s and the number of waiting
             requests; see `Observer`.
         margin: By how much every period is made longer, as a share from 0 to 1: requests do not all

@@ -34,7 +34,9 @@ class Status(Enum):
                   sent again
     ============  ==================================================================
 
-    If `send` catches an error and the chat got nothing, the outcome is that of the error.
+    If `send` catches the error of a request and sends nothing else through this bot, the outcome is
+    `BLOCKED` or `GONE` as without it, but `UNKNOWN` in place of `FAILED`: it may have sent the
+    message another way.
     """
 
     SENT = "sent"

@@ -12,11 +12,11 @@ from unittest.mock import AsyncMock
 
 import pytest
 from aiogram import Dispatcher, methods
-from aiogram.exceptions import TelegramBadRequest
+from aiogram.exceptions import ClientDecodeError, TelegramBadRequest
 from aiogram.methods import EditMessageReplyMarkup, EditMessageText, SendChatAction, SendMessage
 from aiogram.types import Update
 
-from bot_ratelimit import NotSentError, waiting_up_to
+from bot_ratelimit import NotSentError, waiting_up_to, without_waiting
 from bot_ratelimit.outgoing.drafts import DraftStream
 
 from .virtual import Telegram, now, paced, too_many, virtual
@@ -274,8 +274,13 @@ async def test_a_bug_does_not_keep_the_loop_busy(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(ValueError, match="a bug"):
             await bot(draft("lost"))
         await asyncio.sleep(1)
-    await bot(draft("shown"))
-    assert telegram.texts() == ["shown"]
+    telegram.errors = [None, ClientDecodeError("an error page", ValueError(), "<html>")]
+    telegram.latency = lambda: 0.2
+    # The second is kept, and the third comes while it is on its way.
+    for text, pause in (("shown", 0.1), ("at a proxy", 0.3), ("shown, too", 5)):
+        await bot(draft(text))
+        await asyncio.sleep(pause)
+    assert telegram.texts()[-1] == "shown, too"
 
 
 @virtual
@@ -336,7 +341,8 @@ async def test_a_message_makes_the_drafts_of_its_topic_obsolete() -> None:
 
 @virtual
 async def test_a_draft_on_its_way_arrives_before_the_message() -> None:
-    """The message of its topic waits for it, but for a second at most; other topics do not wait."""
+    """The message of its topic waits for it, but for a second at most, and only one does; other
+    topics do not wait, and nothing does that must not wait."""
     telegram, bot, _ = paced()
     cases = ((11, 11, 0.6, 0.52), (11, 12, 0.6, 0.02), (13, 13, 9, 1.02))
     for topic, message, takes, delay in cases:
@@ -347,7 +353,17 @@ async def test_a_draft_on_its_way_arrives_before_the_message() -> None:
         began = now()
         await bot.send_message(CHAT, "the answer", message_thread_id=message)
         assert now() - began == pytest.approx(delay, abs=0.04)
+        await bot.send_message(CHAT, "and more", message_thread_id=message)
+        assert now() - began == pytest.approx(delay + 0.02, abs=0.04)
         await showing
+    telegram.latency = partial(float, 5)
+    showing = asyncio.create_task(bot(draft("half", 14)))
+    await asyncio.sleep(0.1)
+    telegram.latency, began = (lambda: 0.02), now()
+    with without_waiting():
+        await bot.send_message(CHAT, "now", message_thread_id=14)
+    assert now() - began < 0.1
+    await showing
     assert telegram.texts()[:2] == ["half", "the answer"]
 
 

@@ -305,6 +305,14 @@ async def test_a_request_behind_a_more_patient_one_has_its_own_patience() -> Non
         await bot.send_message(7, "x")
     assert now() - 1_000 < 2.1
     await patient
+    telegram, bot, _ = paced(max_wait={"message": 60, "edit": 5}, latency=0.3, errors=[too_many(8)])
+    calls = [asyncio.create_task(bot.send_message(7, "patient"))]
+    for text in ("half", "done"):  # the newest joins one that waits, and prolongs nothing
+        await asyncio.sleep(0.1)
+        calls.append(asyncio.create_task(bot.edit_message_text(text, chat_id=7, message_id=1)))
+        await asyncio.sleep(1)
+    await asyncio.gather(*calls)
+    assert telegram.texts() == ["patient", "done"]
     telegram, bot, _ = paced(per_chat="1/s burst 1", latency=3, errors=[None, too_many(8)])
     await bot.send_message(7, "x")
     began = now()

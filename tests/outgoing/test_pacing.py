@@ -117,8 +117,9 @@ async def test_only_broadcasts_use_the_broadcast_budget() -> None:
 
 @virtual
 async def test_waiting_requests_are_bounded() -> None:
-    """Above `max_waiting` for its chat, or ten times as many in all, a request fails at once; the
-    error says how many wait. A cancelled one takes no permit, and the next is sent instead."""
+    """Above `max_waiting` for its chat, or behind others while ten times as many wait in all, a
+    request fails at once; the error says how many wait. A cancelled one takes no permit, and the
+    next is sent instead."""
     telegram, bot, _ = paced(max_waiting=10)
     others = [asyncio.create_task(bot.send_message(8, str(i))) for i in range(8)]
     tasks = [asyncio.create_task(bot.send_message(7, str(i))) for i in range(30)]
@@ -136,12 +137,16 @@ async def test_waiting_requests_are_bounded() -> None:
     await asyncio.gather(*others)
     assert near(telegram.times(7), [0, 0, 0, 0, 0, 1])
     assert telegram.texts(7) == ["0", "1", "2", "3", "4", "10"]
-    telegram, bot, outgoing = paced(max_waiting=2, broadcast="20/s")
-    async with outgoing.broadcasting():  # each to another chat, where nothing waits
-        many = (bot.send_message(chat, "x") for chat in range(1, 91))
-        outcomes = await asyncio.gather(*many, return_exceptions=True)
-    assert sum(isinstance(each, SendQueueFullError) for each in outcomes) == 50
-    assert len(telegram.log) == 40  # 20 at once, and 20 that waited
+    telegram, bot, _ = paced(max_waiting=2, per_chat="1/s burst 1")
+    many = [
+        asyncio.create_task(bot.send_message(chat, str(i))) for i in range(3) for chat in range(10)
+    ]
+    await asyncio.sleep(0.5)
+    with pytest.raises(SendQueueFullError, match="20 requests wait in this process"):
+        await bot.send_message(5, "behind others")
+    await bot.send_message(99, "where nobody waits")
+    await asyncio.gather(*many)
+    assert len(telegram.log) == 31
 
 
 @virtual
