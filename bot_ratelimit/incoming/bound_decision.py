@@ -56,9 +56,6 @@ class BoundDecision(Decision):
     async def refund(self, cost: int | None = None) -> Decision:
         """Refund a charge, for example when the work has failed; see `Limiter.refund`.
 
-        Of an update about which the storage did not decide, nothing was charged there: this is then
-        the decision again.
-
         Args:
             cost: How much to refund to each limit; by default what the update itself was charged.
 
@@ -66,8 +63,6 @@ class BoundDecision(Decision):
             StorageError: The storage did not answer; see `Limiter.refund`.
             ConfigError: The cost is invalid.
         """
-        if self.source != self._limiter.storage.source:
-            return self
         refunded: Decision = await self._limiter.refund(self._limits, self._subject, cost)
         return refunded
 

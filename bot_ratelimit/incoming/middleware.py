@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Hashable, Iterable, Mapping
+from itertools import product
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -335,8 +336,9 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
         self._flags = Flags(self.limiter.storage, self._penalty, others, self._flags.limits)
         near = [each for each in middlewares if each._key_space == self._key_space]
         elsewhere = [each.rules for each in near if each is not self]
-        elsewhere += self._rules_of_flags(dispatcher)  # of which a guard does not know
-        if any(rule in rules for rules in elsewhere for rule in self.rules):
+        flags = list(self._rules_of_flags(dispatcher))  # of which a guard does not know
+        pairs = [*product([self.rules], flags), *product([self.rules, *flags], elsewhere)]
+        if any(rule in others for rules, others in pairs for rule in rules):
             self._admission.key_space = self._key_space
 
     @property

@@ -101,8 +101,7 @@ class Decider:
             self.expect(rules)
         only, memory = self._only, self._memory
         if only is None or cost is not None or once is not None or peek:
-            ask, applied = self._asked(rules, subject, cost, once, peek)
-            return self._decide(subject, ask, applied or rules, deadline)
+            return self._hit_any(rules, subject, cost, once, peek, deadline)
         # Nearly always.
         if type(subject) is not Subject:
             check_subject(subject)
@@ -116,6 +115,19 @@ class Decider:
             return _decide_in(memory, rule, limit, key)
         counts = [] if key is None else [new_count((key, limit, rule.cost, False, None))]
         return self._decide(subject, new_ask((counts, _HIT, None)), rules, deadline)
+
+    async def _hit_any(
+        self,
+        rules: Rules,
+        subject: Subject,
+        cost: int | None,
+        once: str | None,
+        peek: bool,
+        deadline: Deadline | None,
+    ) -> Decision:
+        """Decide about a hit of any rules."""
+        ask, applied = self._asked(rules, subject, cost, once, peek)
+        return await self._decide(subject, ask, applied or rules, deadline)
 
     async def _decide(
         self, subject: Subject, ask: Ask, rules: Sequence[Rule], deadline: Deadline | None
@@ -203,7 +215,9 @@ class Decider:
         if kept:
             ask = ask._replace(counts=[ask.counts[index] for index in kept])
             verdicts = self.standby.answer(ask)
-            return self._conclude(subject, ask, [rules[i] for i in kept], verdicts, "memory")
+            decision = self._conclude(subject, ask, [rules[i] for i in kept], verdicts, "memory")
+            if first is None or decision.rule.tells_left or not decision.allowed:
+                return decision
         free = ask.counts[first or 0].limit.capacity
         return Decision(True, rules[first or 0], free, 0.0, 0.0, "policy")
 

@@ -140,7 +140,8 @@ class Limiter(OperatorMethods):
             deadline: The time that this hit shares with other steps of one update.
 
         Raises:
-            ConfigError: The rules or the cost are invalid. A failing storage never raises.
+            ConfigError: The rules or the cost are invalid, at the call or when it is awaited. A
+                failing storage never raises.
         """
         if not isinstance(rules, Rules):
             rules = rules_of(rules)

@@ -13,7 +13,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -154,8 +154,8 @@ class Statistics(Observer):
             StorageError: Redis is unreachable; the counts are kept and written later.
             ConfigError: Redis refuses the command.
         """
-        self._forget_old()
         async with self._lock.get():
+            self._forget_old()
             # What is counted meanwhile waits for the next write: else a busy bot goes on forever.
             for _ in range((self._sending is not None) + len(self._hours)):
                 if self._sending is None:
@@ -170,7 +170,8 @@ class Statistics(Observer):
         """Write the rest for the last time; if that fails, log how much is lost."""
         await self._ticker.stop()
         try:
-            await self.flush()
+            for _ in range(2):  # the second time what was counted during the first
+                await self.flush()
         except RateLimitError as error:
             unwritten = [*self._hours.values(), *([self._sending[0]] if self._sending else [])]
             lost = sum(tally.counts.total() for tally in unwritten)
@@ -210,23 +211,23 @@ class Statistics(Observer):
     async def top_refused(self, n: int, hours: int) -> tuple[Refusals, ...]:
         """Read the users refused most often; see `Limiter.top_refused`."""
         check_whole("n", n, 1, MAX_USERS)
+        wanted = self._wanted(hours)
+        await self.flush()
+        ask = self._tallies.refused
         total: Counter[int] = Counter()
-        for users in await self._refused(hours):
+        for users in await asyncio.gather(*(ask(each, timeout=self._timeout) for each in wanted)):
             total.update(users)
         worst = heapq.nsmallest(n, total.items(), key=lambda each: (-each[1], each[0]))
         return tuple(Refusals(user, count) for user, count in worst)
 
     async def refused(self, user: int, hours: int) -> int | None:
         """How often one user was refused; see `Limiter.refused`."""
-        found = await self._refused(hours)
-        is_known = all(user in users or len(users) < MAX_USERS for users in found)
-        return sum(users.get(user, 0) for users in found) or (0 if is_known else None)
-
-    async def _refused(self, hours: int) -> Sequence[Mapping[int, int]]:
-        """Read the refusals by user of each of these hours."""
-        wanted, ask = self._wanted(hours), self._tallies.refused
+        wanted = self._wanted(hours)
         await self.flush()
-        return await asyncio.gather(*(ask(each, timeout=self._timeout) for each in wanted))
+        ask = self._tallies.refused_of
+        counts = await asyncio.gather(*(ask(user, each, timeout=self._timeout) for each in wanted))
+        known = [count for count in counts if count is not None]
+        return sum(known) or (0 if len(known) == len(counts) else None)
 
     async def _tick(self) -> bool:
         """Write; an outage is reported elsewhere, and what could not be written is kept."""

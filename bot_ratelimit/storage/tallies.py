@@ -52,7 +52,11 @@ class Tallies(Protocol):
         ...
 
     async def refused(self, hour: int, *, timeout: float) -> Mapping[int, int]:
-        """Return the refusals of an hour by user: of the `MAX_USERS` refused most often."""
+        """Return the refusals of an hour by user."""
+        ...
+
+    async def refused_of(self, user: int, hour: int, *, timeout: float) -> int | None:
+        """Return the refusals of one user; None if the user may have been dropped."""
         ...
 
 
@@ -83,6 +87,10 @@ class MemoryTallies(Tallies):
 
     async def refused(self, hour: int, *, timeout: float) -> Mapping[int, int]:
         return self._hour(hour).refused
+
+    async def refused_of(self, user: int, hour: int, *, timeout: float) -> int | None:
+        refused = self._hour(hour).refused
+        return refused.get(user, None if len(refused) >= MAX_USERS else 0)
 
     def _hour(self, hour: int) -> Tally:
         return self._hours.get(hour) or Tally(hour)

@@ -172,26 +172,6 @@ async def test_a_handler_charges_and_refunds_the_rules_of_its_update(fleet: Flee
     assert [await fleet.used(rule) for rule in (*rules, "9/s", penalty)] == [1_823, 1_823, 0, 0]
 
 
-async def test_what_was_not_charged_is_not_refunded() -> None:
-    """An update about which the policy decided gets nothing back when Redis is there again."""
-    storage = FlakyStorage()
-    limiter = Limiter(storage)
-    bot = limited("9/m", (), limiter=limiter)
-
-    async def handle(message: Message, rate_limit: BoundDecision) -> None:
-        storage.heal()
-        left.append((await rate_limit.refund()).source)
-
-    left: list[str] = []
-    bot.dispatcher.message.register(handle)
-    await bot.send("a")
-    await limiter.charge("9/m", Subject(user=42), 3)
-    storage.fail()
-    await bot.send("b")
-    assert left == ["memory", "policy"]
-    assert (await limiter.peek("9/m", Subject(user=42))).remaining == 6
-
-
 async def test_the_policy_of_a_flag_holds_for_its_slots() -> None:
     """`on_error` of a flag says what happens to `concurrent` in an outage, too."""
     storage = FlakyStorage()

@@ -20,6 +20,7 @@ from bot_ratelimit import (
     Debounce,
     Decision,
     Limiter,
+    MemoryStorage,
     Penalty,
     RateLimitMiddleware,
     Rule,
@@ -85,6 +86,10 @@ async def test_a_rule_of_the_guard_and_a_flag_is_charged_once(limiter: Limiter) 
     rules = [Rule("4/m", name="ai"), Debounce("2s")]
     bot = limited(rules, limiter=limiter, guard=True, flag=rules)
     await bot.dispatcher.emit_startup()
+    assert await bot.send(*"abccde") == [True, True, True, False, True, False]
+    outer = RateLimitMiddleware(rules, limiter=Limiter(MemoryStorage()), on_limited=None)
+    bot = limited("9/h", limiter=outer.limiter, flag=rules)  # or of two middlewares
+    bot.dispatcher.message.outer_middleware(outer)
     assert await bot.send(*"abccde") == [True, True, True, False, True, False]
 
 

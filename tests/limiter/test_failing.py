@@ -245,6 +245,9 @@ async def test_a_rule_may_have_its_own_policy(caplog: pytest.LogCaptureFixture) 
     assert [(each.allowed, each.source) for each in found] == [(True, "memory"), (False, "memory")]
     strict, free = Limiter(storage, on_error="deny"), Rule("5/d", on_error="allow")
     assert await strict.hit([free, Penalty("9/m", "1h")], ANNA)  # which never refuses by policy
+    counting = Limiter(storage, on_error="memory")
+    decision = await counting.hit([free, Penalty("9/m", "1h")], ANNA)
+    assert (decision.rule, decision.source) == (free, "policy")
 
 
 async def test_one_update_waits_for_one_deadline() -> None:
