@@ -31,7 +31,7 @@ from bot_ratelimit.outgoing.pace import Pace, PaceKey
 from bot_ratelimit.rules.checks import number
 from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Algorithm, Limit
 from bot_ratelimit.rules.penalty import Penalty, block_at
-from bot_ratelimit.rules.rule import Ids, LimitLike, Rule, Rules, changed, rule_at
+from bot_ratelimit.rules.rule import Ids, LimitLike, Rule, Rules, Subject, changed, rule_at
 
 PAID: Final = "1000/s"
 """Messages with `allow_paid_broadcast`: https://core.telegram.org/bots/faq#how-can-i-message-all-of-my-bot-39s-subscribers-at-once"""
@@ -45,9 +45,13 @@ _METHOD_PACE: Final = 0.5
 
 
 class BroadcastRule(Rule):
-    """The common limit of broadcasts, last of the rules; a business connection has its own."""
+    """The common limit of broadcasts, last of the rules."""
 
     tells_left = False  # the decision tells what is left of the chat's
+
+    def key(self, prefix: str, subject: Subject, limit: Limit | None = None) -> str | None:
+        """The key of a bot: its business connections share it."""
+        return Rule.key(self, prefix, subject._replace(business=None), limit)
 
 
 class Budgets:
@@ -79,9 +83,10 @@ class Budgets:
         self.drafts = _limit("drafts", drafts, margin)
         self.draft_gap: Final = _gap(self.drafts) if self.drafts else 0.0
         self.refill, self.parts, self._chat = 0.0, 1, self.chat
-        if self.chat and self.chat.burst and max(self.chat.amount, self.chat.burst) <= _MOST:
+        burst = (self.chat and self.chat.burst) or 1  # of 1, each answer would be late
+        if self.chat and burst > 1 and max(self.chat.amount, burst) <= _MOST:
             self.refill, self.parts = _seconds(self.chat), _PARTS
-            amounts = self.chat.amount * _PARTS, self.chat.burst * _PARTS
+            amounts = self.chat.amount * _PARTS, burst * _PARTS
             self._chat = Limit(amounts[0], self.chat.period, self.chat.algorithm, amounts[1])
         self._broadcast = _limit("broadcast", broadcast, margin)
         self._paid = _limit("broadcast", PAID, margin) if broadcast else None

@@ -17,6 +17,7 @@ from bot_ratelimit.outgoing.floods import Floods, describe, retry_after
 from bot_ratelimit.outgoing.methods import Kind
 from bot_ratelimit.outgoing.pace import Pace
 from bot_ratelimit.outgoing.permits import Permits
+from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.rule import Rules
 from bot_ratelimit.storage.loops import PerLoop
 
@@ -106,8 +107,10 @@ class Pacer:
             late = 0
         permit = await self._take(queue, entry, late + own, cost)
         if (left := late + cost - permit.parts) > 0:
-            rules = budgets.rules(queue, 1, queue.slow(_now()))
+            rules, was_open = budgets.rules(queue, 1, queue.slow(_now())), not self.closed
             await self._permits.charge(rules, queue.subject, left)
+            if was_open and self.closed:
+                raise shutting_down(f"{describe(request)} was ")
             queue.full_at += left / budgets.parts * budgets.refill
         return permit
 
@@ -166,31 +169,37 @@ class Pacer:
             rules = self._budgets.rules(
                 queue, part, slow, whole, entry.newest.paid, service=service
             )
-            if isinstance(rules[-1], BroadcastRule):
-                asked, decision = await self._ask_in_gate(queue, entry, rules)
-            else:
-                asked, decision = await self._ask(queue, rules)
+            in_gate = isinstance(rules[-1], BroadcastRule)
+            ask = self._ask_in_gate(queue, entry, rules) if in_gate else self._ask(queue, rules)
+            asked, decision = await ask
             if was_open and self.closed:  # meanwhile; the log has said that it was not sent
                 raise shutting_down(f"{describe(entry.newest)} was ")
-            if decision.allowed:
-                return self._permit(queue, 0 if service else part, decision, asked)
-            if not self._floods.note_refusal(queue, decision):
+            if not decision.allowed and not self._floods.note_refusal(queue, decision):
                 self._check_can_wait(entry, decision.retry_after)
                 await self._sleep(queue, entry, decision.retry_after + _jitter(_JITTER))
+            elif in_gate:
+                await self.retake_turn(queue, entry)
+            if decision.allowed:
+                permit = self._permit(queue, 0 if service else part, decision, asked)
+                if in_gate:  # it may have begun meanwhile
+                    await self._wait_for_block(queue, entry)
+                return permit
 
     async def _ask_in_gate(
         self, queue: ChatQueue, entry: Entry, rules: Rules
     ) -> tuple[float, Decision]:
-        """Ask in the order of the broadcasts, while replies to the chat go first."""
+        """Ask in the order of the broadcasts, without the turn: replies to the chat go first."""
         queue.release(entry)
-        async with self._gates.get()[queue.key.bot, rules[-1].path]:
+        rule, request = rules[-1], entry.newest
+        async with self._gates.get()[queue.key.bot, rule.path]:
             asked, decision = await self._ask(queue, rules)
             while not decision.allowed and isinstance(decision.rule, BroadcastRule):
                 self._check_can_wait(entry, decision.retry_after)
                 await self.sleep(decision.retry_after + _jitter(_JITTER))
                 asked, decision = await self._ask(queue, rules)
-        await self.retake_turn(queue, entry)
-        await self._wait_for_block(queue, entry)
+            items = request.traffic.cost(request.method)
+            if decision.allowed and items > rule.cost and isinstance(rule.limit, Limit):
+                await self.sleep(items * rule.limit.period / rule.limit.amount)  # more than at once
         return asked, decision
 
     def _permit(self, queue: ChatQueue, part: int, decision: Decision, asked: float) -> Permit:

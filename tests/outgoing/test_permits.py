@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 
 import pytest
@@ -161,3 +162,41 @@ async def test_429s_of_a_broadcast_in_quiet_chats_block_the_bot() -> None:
     scopes = [scope for _, scope, _ in recorder.named("flood_waited")]
     assert scopes == ["chat", "chat", "bot"]
     assert telegram.times()[-1] > 4
+
+
+@virtual
+async def test_a_broadcast_counts_all_of_a_large_request() -> None:
+    """Also what exceeds the limit of broadcasts at once, and by whatever business connection."""
+    telegram, bot, outgoing = paced(broadcast="25/s", per_chat=None)
+    async with outgoing.broadcasting():
+        numbers = list(range(1, 101))
+        await asyncio.gather(*(bot.copy_messages(chat, 1, numbers) for chat in range(1, 6)))
+        assert telegram.times()[-1] == pytest.approx(16, abs=0.5)  # after the first one
+        await asyncio.sleep(5)
+        began, left = now(), len(telegram.log)
+        connections = ("a", "b", "c", "d")
+        sends = (
+            bot.send_message(chat, "x", business_connection_id=connection)
+            for connection in connections
+            for chat in range(1, 26)
+        )
+        await asyncio.gather(*sends)
+    assert len(telegram.log) - left == 100
+    assert now() - began == pytest.approx(3, abs=0.3)
+
+
+@virtual
+async def test_a_block_of_the_whole_bot_is_waited_for_once() -> None:
+    """However many chats of a broadcast meet it, or wait for the common limit meanwhile."""
+    telegram, bot, outgoing = paced()
+    began, check = now(), telegram._check
+
+    def blocked(method: object) -> None:
+        if 2 <= (at := now() - began) < 32:
+            raise too_many(math.ceil(32 - at))
+        check(method)  # type: ignore[arg-type]
+
+    telegram._check = blocked  # type: ignore[method-assign]
+    run = outgoing.broadcast(range(1, 201), lambda chat: bot.send_message(chat, "x"))
+    assert [sent.status async for sent in run] == [Status.SENT] * 200
+    assert now() - began < 45
