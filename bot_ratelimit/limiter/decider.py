@@ -137,7 +137,7 @@ class Decider:
             return _unlimited(rules[0])
         if self._memory is not None:
             return self._conclude(subject, ask, rules, self._memory.answer(ask), "memory")
-        # As `Guard.run` does, but without two coroutines: this is what every update costs.
+        # As `Guard.run` does, but without another coroutine: this is what every update costs.
         guard = self.guard
         left, began = guard.timeout, 0.0
         if deadline is not None:

@@ -74,7 +74,7 @@ class Penalty(Rule):
             ban_ms=_duration_ms("ban", ban),
             longest_ms=_duration_ms("longest", longest) if grows else 0,
             imposed=False,
-            listed=scope is not Scope.GLOBAL,
+            listed=self.scope is not Scope.GLOBAL,
         )
         if grows and self.longest_ms < self.ban_ms:
             raise ConfigError(f"longest={longest!r}: expected at least as long as ban={ban!r}")

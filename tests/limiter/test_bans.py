@@ -174,11 +174,12 @@ async def test_a_full_list_is_an_error(limiter: Limiter, monkeypatch: pytest.Mon
     penalty leave room for those by hand."""
     monkeypatch.setattr(banlist, "MAX_BANS", 2)
     monkeypatch.setattr(banlist, "MAX_LISTED", 1)
+    everybody = Penalty("1/m", "1h", scope="global")  # is nobody's ban, so it is not in the list
+    found = [await limiter.hit(["1/m", everybody], Subject(user=9)) for _ in range(3)]
+    assert found[-1].banned
     for user in (1, 2):
         for _ in range(2):
             await limiter.hit(["1/m", Penalty("1/m", "1h")], Subject(user=user))
-    everybody = Penalty("1/m", "1h", scope=Scope.GLOBAL)  # is nobody's, and not in the list
-    assert (await limiter.hit([Rule("1/m"), everybody], Subject(user=1))).banned
     await settled(limiter)
     assert [ban.subject.user for ban in await limiter.bans()] == [1]
     await limiter.ban(USER)

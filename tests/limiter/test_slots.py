@@ -78,7 +78,7 @@ async def test_one_at_a_time_on_all_instances(
 
 
 async def test_a_slot_is_free_after_an_exception_and_a_cancellation(limiter: Limiter) -> None:
-    """However a block ends, the next one can run."""
+    """However a block ends, the next one can run, and nothing of it is kept."""
 
     async def work() -> None:
         async with asyncio.timeout(0.2), limiter.slot(ONE, ANNA):
@@ -92,6 +92,7 @@ async def test_a_slot_is_free_after_an_exception_and_a_cancellation(limiter: Lim
         await work()
     await asyncio.sleep(0.02)  # the release is on its way
     assert await taken(limiter)
+    assert not limiter._slots._in_use
 
 
 async def test_a_dead_process_leaves_its_slot_when_the_lease_ends(
