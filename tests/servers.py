@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -47,7 +48,7 @@ def find_server(name: str) -> str:
 
 LOWEST_PORT = 11_000
 """Lower ones are often those of well-known servers, and browsers refuse some of them."""
-MOST_WORKERS = 100
+MOST_WORKERS = 20
 """Each worker has the ports with its own remainder, so that no two give the same one."""
 _given: set[int] = set()
 _random = random.SystemRandom()
@@ -60,14 +61,16 @@ def free_port(*beside: int) -> int:
     It is none of those that the kernel gives to connections and to servers without a port of their
     own. Otherwise another connection could get it before its server starts, or while the server is
     restarted; even the client that tries to connect to it could, and would then hear itself.
+    What lies beside it is given to nobody else, either: those servers may not run yet.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # 3 in gw3
     first = LOWEST_PORT + worker % MOST_WORKERS
     highest = _first_ephemeral_port() - max(beside, default=0)
     while True:
         port = _random.randrange(first, highest, MOST_WORKERS)
-        if port not in _given and all(_is_free(port + distance) for distance in (0, *beside)):
-            _given.add(port)
+        ports = {port + distance for distance in (0, *beside)}
+        if ports.isdisjoint(_given) and all(map(_is_free, ports)):
+            _given.update(ports)
             return port
 
 
@@ -119,19 +122,21 @@ class Server:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        with redis.Redis(port=self.port) as client:
+        with redis.Redis(port=self.port) as client, tempfile.TemporaryFile() as says:
 
             def answers() -> bool:
                 if self._process is None or self._process.poll() is not None:
                     time.sleep(0.2 if self._process else 0)  # its port may still be in use
-                    self._process = subprocess.Popen(
-                        self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-                    )
+                    self._process = subprocess.Popen(self._command, stdout=says, stderr=says)
                 with suppress(redis.AuthenticationError):  # it wants a password, so it is there
                     client.ping()
                 return True
 
-            wait_until(answers, f"{self._command[0]} starts", 10)
+            try:
+                wait_until(answers, f"{self._command[0]} starts", 10)
+            except AssertionError as error:
+                says.seek(0)
+                raise AssertionError(f"{error}: {says.read()[-500:].decode()}") from None
 
     def kill(self) -> None:
         if self._process is not None:
