@@ -126,7 +126,7 @@ async def directly(nodes: Cluster, limiter: Limiter) -> None:
 
 async def test_limits_hold_from_the_first_hit(cluster: Cluster) -> None:
     """A new storage that knows one node decides for all users, exactly, over one connection to
-    each node, which gets the script again if it has lost it."""
+    each node, which gets the script again if it has lost it, and then only its hash."""
     async with limiting(cluster, client_name="ours") as limiter:
         limiter.timeout = 2
         found = []
@@ -138,10 +138,28 @@ async def test_limits_hold_from_the_first_hit(cluster: Cluster) -> None:
                 cluster.do(node, "SCRIPT FLUSH")
                 names = [each["name"] for each in cluster.do(node, "CLIENT LIST")]
                 assert names.count("ours") == 1
+        await everybody(limiter, range(100, 160))
+        for node in cluster.primaries:
+            cluster.do(node, "CONFIG RESETSTAT")
+        await everybody(limiter, range(100, 160))
+        sent = [cluster.do(node, "INFO", "commandstats") for node in cluster.primaries]
+        assert [("cmdstat_evalsha" in each, "cmdstat_eval" in each) for each in sent] == [
+            (True, False)
+        ] * 3
     assert {each.source for each in found} == {"redis"}
     for i, user in enumerate(USERS):
         assert sum(each.allowed for each in found[i :: len(USERS)]) == 5
         assert total(cluster, user) == 8
+
+
+async def test_a_foreign_value_concerns_its_user_only(cluster: Cluster) -> None:
+    """Hits of several users that are sent together have a reply each."""
+    cluster.do(cluster.owner(key_slot(key(7).encode())), "SET", key(7), "not a count")
+    async with limiting(cluster) as limiter:
+        await connected(limiter)
+        found = await everybody(limiter)
+    assert [user for user in USERS if found[user].source != "redis"] == [7]
+    assert [found[user].remaining for user in USERS if user != 7] == [98] * 59
 
 
 async def test_several_rules_need_a_hash_tag(cluster: Cluster) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from redis import exceptions
 
 from bot_ratelimit.algorithms.script import SCRIPT, SHA
+from bot_ratelimit.algorithms.verdict import new_verdict
 from bot_ratelimit.storage.base import Ask
 from bot_ratelimit.storage.redis import encoding, transaction
 from bot_ratelimit.storage.redis.encoding import Command, encode_command
@@ -49,9 +50,9 @@ Item: TypeAlias = "Ask | Other"
 
 
 class DecisionCodec:
-    """Encodes hits as one call of the script, or as transactions if scripts are refused.
+    """Encodes hits as one command of the script, or as transactions if scripts are refused.
 
-    On a cluster, where `slot_of` is given, only keys of one slot share a call.
+    On a cluster, where `slot_of` is given, only keys of one slot share a command.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class DecisionCodec:
         return self._refused_until is None
 
     def calls(self, requests: Sequence[Request]) -> list[Call]:
-        """Encode requests: all hits in one call, or in one for each slot of a cluster.
+        """Encode requests: all hits in one command, or in one for each slot of a cluster.
 
         A request that cannot be sent is answered here.
         """
@@ -95,21 +96,26 @@ class DecisionCodec:
             else:
                 hits.append(request)
         if hits:
-            calls += map(self._script_call, self._shared(hits))
+            calls += self._script_calls(hits)
         return calls
 
-    def _shared(self, hits: list[Request]) -> Iterable[list[Request]]:
-        """Which hits share a call."""
-        if len(hits) == 1:
-            return [hits]
-        if self._clock() < self._alone_until:
-            return [[hit] for hit in hits]
-        if self._slot_of is None:
-            return [hits]
-        slots: dict[object, list[Request]] = defaultdict(list)
+    def _script_calls(self, hits: list[Request]) -> list[Call]:
+        """Encode hits: those that share a command, and all others as commands of one call."""
+        slot_of, are_alone = self._slot_of, self._clock() < self._alone_until
+        if len(hits) == 1 or (slot_of is None and not are_alone):
+            return [self._script_call(hits)]
+        shared: dict[object, list[Request]] = defaultdict(list)
         for hit in hits:
-            slots[hit if hit.asking else self._slot_of(hit.item.counts[0].key)].append(hit)
-        return slots.values()
+            if are_alone or hit.asking or slot_of is None:
+                shared[hit].append(hit)
+            else:
+                shared[slot_of(hit.item.counts[0].key)].append(hit)
+        groups = shared.values()
+        calls = [self._script_call(each) for each in groups if len(each) > 1 or each[0].asking]
+        if single := [each[0] for each in groups if len(each) == 1 and not each[0].asking]:
+            data = encoding.script_command(self._script, map(_ITEM, single), own=True)
+            calls.append(Call(single, data, len(single)))
+        return calls
 
     def read(self, call: Call, replies: list[Any]) -> Sequence[Any]:
         """Read the replies to a call.
@@ -121,6 +127,8 @@ class DecisionCodec:
         if call.decides and type(reply) is list and type(reply[0]) is int and len(replies) == 1:
             self._script, self._refused_until = _BY_HASH, None  # the script's, nearly always
             return encoding.read_answers(reply, len(requests), map(_ITEM, requests))
+        if 1 < len(requests) == len(replies):
+            return [self._read_own(*each) for each in zip(requests, replies, strict=True)]
         if not requests:  # a repair: its reply does not matter
             return ()
         if requests[0].asking:
@@ -135,6 +143,13 @@ class DecisionCodec:
     def _script_call(self, requests: Sequence[Request]) -> Call:
         data = encoding.script_command(self._script, map(_ITEM, requests))
         return Call(requests, _ASKING + data, 2) if requests[0].asking else Call(requests, data)
+
+    def _read_own(self, request: Request, reply: Any) -> Any:
+        """Read the reply to the only hit of a command."""
+        if type(reply) is list and len(reply) == 3 and type(reply[0]) is int:  # nearly always
+            self._script, self._refused_until = _BY_HASH, None
+            return [new_verdict(reply)]
+        return self._read_script_reply([request], reply)[0]
 
     def _read_script_reply(self, requests: Sequence[Request], reply: Any) -> Sequence[Any]:
         if not isinstance(reply, Exception):

@@ -37,15 +37,20 @@ def encode_key(key: str) -> bytes:
     return key.encode("utf-8", "surrogatepass")
 
 
-def script_command(command: tuple[str, str], asks: Iterable[Ask]) -> bytes:
+def script_command(command: tuple[str, str], asks: Iterable[Ask], *, own: bool = False) -> bytes:
     """Encode a call of the script: `command numkeys key … arg …`, a key and an argument a count.
 
-    As one text, which is encoded once: half of the work for a hit would be that for its parts.
+    As one text, which is encoded once: half of the work for a hit would be that for its parts. With
+    `own` each ask has a call of its own.
     """
+    parts: list[str] = []
     keys: list[str] = []
     arguments: list[str] = []
     same, argument = None, ""  # the limit of the hit before, and its argument
     for counts, op, once in asks:
+        if own and keys:
+            parts += (_head(command, len(keys)), *keys, *arguments)
+            keys, arguments = [], []
         if op is _HIT and once is None and len(counts) == 1:  # the usual case
             key, limit, cost, shadow, penalty = counts[0]
             if penalty is None and not limit.zone:
@@ -62,7 +67,7 @@ def script_command(command: tuple[str, str], asks: Iterable[Ask]) -> bytes:
         for i, count in enumerate(counts):
             keys.append(_part(count.key))
             arguments.append(_argument_of(count, _MODES[op] + ("&" if i < last else "")))
-    return encode_key("".join((_head(command, len(keys)), *keys, *arguments)))
+    return encode_key("".join((*parts, _head(command, len(keys)), *keys, *arguments)))
 
 
 @lru_cache(maxsize=512)
