@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import re
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
@@ -47,6 +48,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # until all is imported: what aiogram makes then is never garbage
+    # What a shell starts in the background ignores it, and so would the processes of the tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "slow: takes long, so it begins first")
     if config.getoption("quick"):  # a test that is left in the middle closes nothing
         config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")

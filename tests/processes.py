@@ -95,8 +95,6 @@ def _run(
     os.chdir(cwd)
     sys.argv = [module, *arguments]
     warnings.simplefilter("error")
-    # What a shell starts in the background ignores it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except KeyboardInterrupt:  # as a Python ends; multiprocessing would exit with 1
