@@ -213,10 +213,11 @@ class Decider:
             if first is None and not rule.shadow and rule.tells_left:
                 first = index
         if kept:
-            ask = ask._replace(counts=[ask.counts[index] for index in kept])
-            verdicts = self.standby.answer(ask)
-            decision = self._conclude(subject, ask, [rules[i] for i in kept], verdicts, "memory")
-            if first is None or decision.rule.tells_left or not decision.allowed:
+            known = ask._replace(counts=[ask.counts[index] for index in kept])
+            verdicts = self.standby.answer(known)
+            decision = self._conclude(subject, known, [rules[i] for i in kept], verdicts, "memory")
+            says = decision.rule.tells_left and not decision.rule.shadow
+            if first is None or says or not decision.allowed:
                 return decision
         free = ask.counts[first or 0].limit.capacity
         return Decision(True, rules[first or 0], free, 0.0, 0.0, "policy")

@@ -14,8 +14,8 @@ from bot_ratelimit.rules.parsing import PERIOD, period_seconds, shown, unreadabl
 
 MAX_AMOUNT: Final = 1_000_000
 MAX_PERIOD_MS: Final = 366 * 86_400_000
-MAX_FILLING_US: Final = 100 * MAX_PERIOD_MS * 1_000
-"""The longest time in which a bucket may fill, 100 years in microseconds."""
+MAX_FILLING_US: Final = 10 * MAX_PERIOD_MS * 1_000
+"""The longest time in microseconds in which a bucket may fill: a later date has no quarters."""
 
 # How a period is written: in the largest unit that divides it, with the full word for one unit.
 _WRITTEN: Final = (
@@ -127,7 +127,7 @@ class Limit:
         if self.amount > period_us or burst * period_us > MAX_FILLING_US * self.amount:
             raise ConfigError(
                 f"{self.amount} in {period_ms / 1_000:g} s, burst={burst}: a bucket fills with at "
-                "most one token in a microsecond, and in at most 100 years"
+                "most one token in a microsecond, and in at most 10 years"
             )
 
     def _check_calendar(self, period_ms: int) -> None:

@@ -247,7 +247,11 @@ async def test_a_rule_may_have_its_own_policy(caplog: pytest.LogCaptureFixture) 
     assert await strict.hit([free, Penalty("9/m", "1h")], ANNA)  # which never refuses by policy
     counting = Limiter(storage, on_error="memory")
     decision = await counting.hit([free, Penalty("9/m", "1h")], ANNA)
-    assert (decision.rule, decision.source) == (free, "policy")
+    assert (decision.rule, decision.remaining, decision.source) == (free, 5, "policy")
+    trial = Rule("1/d", name="trial", shadow=True)
+    for others in ([Penalty("9/m", "1h"), free], [free, trial], [trial, free]):
+        described = await counting.hit(others, ANNA)
+        assert (described.rule, described.remaining, described.source) == (free, 5, "policy")
 
 
 async def test_one_update_waits_for_one_deadline() -> None:

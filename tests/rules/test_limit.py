@@ -28,7 +28,7 @@ def limits(draw: st.DrawFn) -> Limit:
     algorithm = draw(st.sampled_from(Algorithm))
     amount = draw(st.integers(1, 1_000_000))
     burst = draw(st.none() | st.integers(1, 1_000_000)) if algorithm is BUCKET else None
-    assume((burst or 1) * period_ms <= 100 * YEAR * 1_000 * amount)
+    assume((burst or 1) * period_ms <= 10 * YEAR * 1_000 * amount)
     if algorithm is BUCKET:
         assume(amount <= period_ms * 1_000)
     if algorithm is FIXED and draw(st.booleans()):
@@ -132,7 +132,7 @@ def test_a_period_is_a_number_of_seconds_in_range(period: Any) -> None:
         ("5/s burst 0", "burst=0: expected a whole number from 1 to "),
         ("5/s burst 1000001", "burst=1000001"),
         ("1001/ms bucket", "at most one token in a microsecond"),
-        ("1/366d burst 101", "in at most 100 years"),
+        ("1/366d burst 11", "in at most 10 years"),
         ("5/day in Europe/Mosow", "did you mean 'Europe/Moscow'?"),
         ("5/day in europe/moscow", "did you mean 'Europe/Moscow'?"),
         ("5/day in ../etc/passwd", "is not a time zone"),
@@ -156,7 +156,7 @@ def test_a_limit_that_cannot_be_is_explained(text: str, says: str) -> None:
         *((1.0, Limit(1, 1)), (2, Limit(1, 2)), (0.25, Limit(1, 0.25)), ("5/10s", Limit(5, 10))),
         *((0.1 + 0.2, Limit(1, 0.3)), (1.0004, Limit(1, 1)), (1 / 3, Limit(1, 0.333))),
         ("1000000/s bucket", Limit(1_000_000, 1, BUCKET)),
-        ("1/366d burst 100", Limit(1, YEAR, BUCKET, 100)),
+        ("1/366d burst 10", Limit(1, YEAR, BUCKET, 10)),
     ],
 )
 def test_a_number_is_the_seconds_for_one_event(value: str | float, limit: Limit) -> None:
