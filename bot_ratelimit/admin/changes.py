@@ -17,7 +17,7 @@ from bot_ratelimit.errors import ConfigError, RateLimitError
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.checks import check_cost
 from bot_ratelimit.rules.limit import Limit
-from bot_ratelimit.rules.parsing import parse_period
+from bot_ratelimit.rules.periods import parse_period
 from bot_ratelimit.storage.documents import Documents
 
 AUDIT: Final = 200

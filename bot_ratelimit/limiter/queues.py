@@ -11,8 +11,8 @@ from typing import Final
 from bot_ratelimit.storage.loops import PerLoop
 
 
-class Waiting:
-    """One caller in a queue."""
+class Turn:
+    """The turn of one caller in a queue."""
 
     __slots__ = ("_woken", "is_closed", "is_first")
 
@@ -50,8 +50,8 @@ class Queues:
         self.closed = 0
         """How often it was closed."""
         # Callers of an event loop that has ended never leave.
-        self._queues = PerLoop[dict[Hashable, deque[Waiting]]](dict)
-        self._waiting = PerLoop[set[Waiting]](set)
+        self._queues = PerLoop[dict[Hashable, deque[Turn]]](dict)
+        self._waiting = PerLoop[set[Turn]](set)
 
     def __len__(self) -> int:
         """How many wait."""
@@ -66,10 +66,10 @@ class Queues:
         return key in self._queues.get()
 
     @asynccontextmanager
-    async def turn(self, key: Hashable, seconds: float) -> AsyncIterator[Waiting]:
+    async def turn(self, key: Hashable, seconds: float) -> AsyncIterator[Turn]:
         """Wait for `seconds` at most in the queue of this key; `is_first` if it is one's turn."""
         queues, everybody = self._queues.get(), self._waiting.get()
-        queue, waiting = queues.setdefault(key, deque()), Waiting()
+        queue, waiting = queues.setdefault(key, deque()), Turn()
         queue.append(waiting)
         everybody.add(waiting)
         time = asyncio.get_running_loop().time

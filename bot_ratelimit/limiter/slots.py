@@ -21,7 +21,7 @@ from bot_ratelimit.limiter.queues import Queues
 from bot_ratelimit.limiter.slot import Lease, Slot
 from bot_ratelimit.rules.checks import check_wait
 from bot_ratelimit.rules.concurrency import Concurrency
-from bot_ratelimit.rules.rule import Subject
+from bot_ratelimit.rules.rule import Rule, Subject
 from bot_ratelimit.storage.base import Count
 from bot_ratelimit.storage.deadline import Deadline
 from bot_ratelimit.storage.guarded import Missing
@@ -59,7 +59,7 @@ class Slots:
             raise ConfigError(
                 f"concurrency={concurrency!r}: expected Concurrency(1, name='report')"
             )
-        key = concurrency.slot_key(self._decider.key_prefix, check_subject(subject))
+        key = Rule.key(concurrency, self._decider.key_prefix, check_subject(subject))
         leases = self._decider.storage.leases()  # a ConfigError if it keeps none
         return SlotContext(self, key, concurrency, leases, check_wait(timeout), deadline)
 
@@ -147,7 +147,12 @@ class Slots:
         if lease.renewing is not None:
             lease.renewing.cancel()
         self._report_in_use(concurrency, -1)
-        await asyncio.shield(self._release_in_background(lease.leases, lease.claim))
+        # A task, which the caller's cancellation does not affect.
+        await asyncio.shield(self._releases.begin(self._release(lease)))
+
+    async def _release(self, lease: Lease) -> None:
+        await self._ask("release", lease.leases, lease.claim)
+        self._queues.wake(lease.claim.key)
 
     async def _give_up(self, leases: Leases, claim: Claim) -> None:
         """Release a slot that may be granted late, even in an outage: nobody waits for this."""
@@ -161,15 +166,6 @@ class Slots:
         self._observer.slots_in_use(name, self._in_use[name])
         if not self._in_use[name]:
             del self._in_use[name]
-
-    def _release_in_background(self, leases: Leases, claim: Claim) -> asyncio.Task[None]:
-        """Release in a separate task, which the caller's cancellation does not affect."""
-
-        async def release() -> None:
-            await self._ask("release", leases, claim)
-            self._queues.wake(claim.key)
-
-        return self._releases.begin(release())
 
     async def _ask(
         self, action: Action, leases: Leases, claim: Claim, deadline: Deadline | None = None

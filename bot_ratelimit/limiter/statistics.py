@@ -13,10 +13,10 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeVar
 
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.limiter.decision import Decision
@@ -34,6 +34,8 @@ from bot_ratelimit.storage.loops import PerLoop, Seldom, Ticker
 from bot_ratelimit.storage.tallies import KEPT_HOURS, MAX_USERS, Tally
 
 log = logging.getLogger("bot_ratelimit")
+
+T = TypeVar("T")
 
 FLUSH_EVERY: Final = 10.0
 """Seconds between two writes if there were decisions."""
@@ -181,13 +183,9 @@ class Statistics(Observer):
         self, hours: int, outcomes: Collection[str] = DECISIONS
     ) -> tuple[HourCount, ...]:
         """Read the counts of all instances; see `Limiter.statistics`."""
-        wanted = self._wanted(hours)
-        await self.flush()
-        ask = self._tallies.counts
-        replies = await asyncio.gather(*(ask(each, timeout=self._timeout) for each in wanted))
         return tuple(
             HourCount(datetime.fromtimestamp(hour * 3_600, UTC), rule, outcome, count)
-            for hour, fields in zip(wanted, replies, strict=True)
+            for hour, fields in await self._of_each_hour(hours, self._tallies.counts)
             for field, count in sorted(fields.items())
             for outcome, _, rule in [field.partition(" ")]
             if outcome in outcomes
@@ -199,7 +197,7 @@ class Statistics(Observer):
         now = int(self._clock() // 60)
         found = []
         for hour in (now // 60 - 1, now // 60):
-            fields = await self._tallies.minutes(hour, timeout=self._timeout)
+            fields = await self._tallies.counts(hour, by_minute=True, timeout=self._timeout)
             for field, count in fields.items():
                 minute, outcome, rule = field.split(" ", 2)
                 if now - 60 < (at := 60 * hour + int(minute)) <= now:
@@ -211,23 +209,17 @@ class Statistics(Observer):
     async def top_refused(self, n: int, hours: int) -> tuple[Refusals, ...]:
         """Read the users refused most often; see `Limiter.top_refused`."""
         check_whole("n", n, 1, MAX_USERS)
-        wanted = self._wanted(hours)
-        await self.flush()
-        ask = self._tallies.refused
         total: Counter[int] = Counter()
-        for users in await asyncio.gather(*(ask(each, timeout=self._timeout) for each in wanted)):
+        for _, users in await self._of_each_hour(hours, self._tallies.refused):
             total.update(users)
         worst = heapq.nsmallest(n, total.items(), key=lambda each: (-each[1], each[0]))
         return tuple(Refusals(user, count) for user, count in worst)
 
     async def refused(self, user: int, hours: int) -> int | None:
         """How often one user was refused; see `Limiter.refused`."""
-        wanted = self._wanted(hours)
-        await self.flush()
-        ask = self._tallies.refused_of
-        counts = await asyncio.gather(*(ask(user, each, timeout=self._timeout) for each in wanted))
-        known = [count for count in counts if count is not None]
-        return sum(known) or (0 if len(known) == len(counts) else None)
+        found = [users for _, users in await self._of_each_hour(hours, self._tallies.refused)]
+        is_known = all(len(users) < MAX_USERS for users in found)
+        return sum(users.get(user, 0) for users in found) or (0 if is_known else None)
 
     async def _tick(self) -> bool:
         """Write; an outage is reported elsewhere, and what could not be written is kept."""
@@ -245,8 +237,13 @@ class Statistics(Observer):
         for hour in [hour for hour in self._hours if hour < oldest]:
             del self._hours[hour]
 
-    def _wanted(self, hours: int) -> range:
-        """The current hour and those before it."""
+    async def _of_each_hour(
+        self, hours: int, ask: Callable[..., Awaitable[T]]
+    ) -> list[tuple[int, T]]:
+        """What the tallies of all instances say of the current hour and those before it."""
         check_whole("hours", hours, 1, KEPT_HOURS)
+        await self.flush()
         now = int(self._clock() // 3_600)
-        return range(now - hours + 1, now + 1)
+        wanted = range(now - hours + 1, now + 1)
+        replies = await asyncio.gather(*(ask(each, timeout=self._timeout) for each in wanted))
+        return list(zip(wanted, replies, strict=True))

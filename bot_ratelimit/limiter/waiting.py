@@ -22,7 +22,7 @@ from typing import Any, Final, TypeAlias
 from bot_ratelimit.errors import RateLimitError
 from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.limiter.decision import Decision, Source
-from bot_ratelimit.limiter.queues import Queues, Waiting
+from bot_ratelimit.limiter.queues import Queues, Turn
 from bot_ratelimit.rules.rule import Rules, Subject
 from bot_ratelimit.storage.base import Ask, Count, Op
 from bot_ratelimit.storage.loops import Tasks
@@ -145,7 +145,7 @@ class Waiters:
         return refused._replace(retry_after=wait, reset_after=reset, source=source, waited=waited)
 
     async def _sleep(
-        self, turn: Waiting, seconds: float, counts: Sequence[Count], source: Source
+        self, turn: Turn, seconds: float, counts: Sequence[Count], source: Source
     ) -> None:
         """Sleep, but not through an outage that begins meanwhile, in which the policy answers."""
         time, decider = asyncio.get_running_loop().time, self._decider

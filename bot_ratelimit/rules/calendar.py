@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import date, datetime, timedelta
 from difflib import get_close_matches
-from functools import lru_cache
 from typing import Final
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -24,7 +23,7 @@ def window_ends(period_ms: int, zone: str, now_ms: int) -> tuple[int, int, int]:
     """
     found = _latest.get((period_ms, zone))
     if found is None or not found[0] <= now_ms < found[1]:
-        today = datetime.fromtimestamp(now_ms / 1_000, _zone(zone)).date()
+        today = datetime.fromtimestamp(now_ms / 1_000, ZoneInfo(zone)).date()
         start = _start(today, period_ms)
         after = _next(start, period_ms)
         later = _next(after, period_ms)
@@ -41,7 +40,7 @@ def check_zone(name: str) -> None:
     """Raise ConfigError unless this is the name of a time zone."""
     try:
         if isinstance(name, str):
-            _zone(name)
+            ZoneInfo(name)
             return
     except (ValueError, OSError, KeyError):  # KeyError: ZoneInfoNotFoundError is one
         pass
@@ -49,11 +48,6 @@ def check_zone(name: str) -> None:
     close = get_close_matches(str(name).lower(), names, 1)
     hint = f"did you mean {names[close[0]]!r}?" if close else "for example 'Europe/Moscow' or 'UTC'"
     raise ConfigError(f"{name!r} is not a time zone: {hint}")
-
-
-@lru_cache(64)
-def _zone(name: str) -> ZoneInfo:
-    return ZoneInfo(name)
 
 
 def _start(day: date, period_ms: int) -> date:
@@ -70,5 +64,5 @@ def _next(start: date, period_ms: int) -> date:
 
 def _midnight_ms(day: date, zone: str) -> int:
     """When the day begins; where clocks skip midnight, the moment at which they do."""
-    midnight = datetime(day.year, day.month, day.day, tzinfo=_zone(zone))
+    midnight = datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone))
     return round(midnight.timestamp() * 1_000)

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.limit import Limit
-from bot_ratelimit.rules.parsing import parse_period, shown
+from bot_ratelimit.rules.periods import parse_period, shown
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

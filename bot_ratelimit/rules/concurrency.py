@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.checks import seconds_of
+from bot_ratelimit.rules.checks import check_whole, seconds_of
 from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit
 from bot_ratelimit.rules.rule import CustomScope, Rule, Scope, Subject, set_fields
 
@@ -46,11 +46,7 @@ class Concurrency(Rule):
         *,
         lease: float | str = LEASE,
     ) -> None:
-        if type(amount) is not int or not 1 <= amount <= MAX_AMOUNT:
-            raise ConfigError(
-                f"concurrency={amount!r}: expected how many may run at a time, "
-                f"a whole number from 1 to {MAX_AMOUNT}"
-            )
+        check_whole("concurrency", amount, 1, MAX_AMOUNT)
         seconds = seconds_of(lease)
         if not 1 <= seconds <= 86_400:
             raise ConfigError(
@@ -66,10 +62,6 @@ class Concurrency(Rule):
             f"{str(self)!r} does not count hits: use it in limiter.slot(...), or as the flag "
             "@flags.rate_limit(concurrent=1)"
         )
-
-    def slot_key(self, prefix: str, subject: Subject) -> str | None:
-        """The key of the subject's slots, for example `bot:ratelimit:slot:report:42`, or None."""
-        return Rule.key(self, prefix, subject)
 
     def __str__(self) -> str:
         """The concurrency in logs and errors, for example `1 at a time per user 'report'`."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.calendar import DAY_MS, MONTH_MS, WEEK_MS, check_zone, window_ends
-from bot_ratelimit.rules.parsing import PERIOD, period_seconds, shown, unreadable
+from bot_ratelimit.rules.periods import PERIOD, period_seconds, shown, unreadable
 
 MAX_AMOUNT: Final = 1_000_000
 MAX_PERIOD_MS: Final = 366 * 86_400_000

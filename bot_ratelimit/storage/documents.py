@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection
-from typing import Final, Protocol, TypeAlias
+from collections.abc import Collection, MutableMapping
+from typing import Any, Final, Protocol
+
+from bot_ratelimit.storage.cache import StateCache
 
 LIFETIME: Final = 400 * 86_400
 """Seconds."""
-
-Goes: TypeAlias = Callable[[str], bool]
-"""Whether a key is deleted."""
-Renamed: TypeAlias = Callable[[str], "str | None"]
-"""The new name of a key; None if it keeps its name."""
 
 
 class Documents(Protocol):
@@ -115,18 +112,12 @@ def with_id(key: str, prefix: str, old: int, new: int) -> str | None:
 class MemoryDocuments(Documents):
     """Documents in this process. Lists stay until they are taken or cleared, or the process ends.
 
-    The functions delete and rename counts, and return how many; the clock is Unix time.
+    The counts are cleared and renamed with them, and the shared verdicts cleared.
     """
 
-    def __init__(
-        self,
-        forget_counts: Callable[[Goes], int],
-        rename_counts: Callable[[Renamed], int],
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._forget_counts = forget_counts
-        self._rename_counts = rename_counts
-        self._clock = clock
+    def __init__(self, counts: StateCache, once: MutableMapping[str, Any]) -> None:
+        self._counts, self._once = counts, once
+        self._clock = time.time
         self._values: dict[str, tuple[float, bytes]] = {}  # with their ends
         self._lists: dict[str, list[bytes]] = {}
         self._reports: dict[str, dict[str, tuple[float, bytes]]] = {}
@@ -196,15 +187,18 @@ class MemoryDocuments(Documents):
         def goes(key: str) -> bool:
             return key.startswith(prefix) and key not in keep and not key.startswith(groups)
 
-        deleted = self._forget_counts(goes)
-        for values in (self._values, self._lists, self._reports):
-            doomed = [key for key in values if goes(key)]
-            deleted += len(doomed)
-            for key in doomed:
-                del values[key]
+        deleted = 0
+        for values in (self._values, self._lists, self._reports, self._once, self._counts):
+            for key in filter(goes, list(values)):
+                deleted += values.pop(key, None) is not None
         return deleted
 
     async def replace_id(self, prefix: str, old: int, new: int) -> int:
-        return self._rename_counts(
-            lambda key: with_id(key, prefix, old, new) if key.startswith(prefix) else None
-        )
+        counts, renamed = self._counts, 0
+        for key in [key for key in counts if key.startswith(prefix)]:
+            name, entry = with_id(key, prefix, old, new), counts[key]
+            if name is not None and name not in counts and entry is not None:
+                del counts[key]
+                counts.put(name, None, entry.state, entry.ends, entry.retention)
+                renamed += 1
+        return renamed

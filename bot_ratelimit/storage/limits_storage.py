@@ -14,6 +14,7 @@ from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import ConfigError, StorageError
 from bot_ratelimit.rules.limit import Algorithm
 from bot_ratelimit.storage.base import ONCE_MS, Ask, Count, Op, Storage
+from bot_ratelimit.storage.loops import PerLoop
 
 SCHEMES: Final = ("memcached", "mongodb", "mongodb+srv")
 """The URLs that it takes."""
@@ -59,29 +60,21 @@ class LimitsStorage(Storage):
         self.source = parts.scheme.partition("+")[0]
         self._where = parts.netloc.rpartition("@")[2]
         self._url, self._options = url, options
-        self._store: Any = self._made()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._made()  # an error now, not at the first hit
+        self._stores = PerLoop(self._made)  # connections belong to the loop that opened them
 
     @property
     def key_space(self) -> Hashable:
-        """See `Storage.key_space`."""
         return self.source, self._where
 
     def server(self, counts: Sequence[Count]) -> str:
-        """See `Storage.server`."""
         return self._where
 
     async def ask(self, ask: Ask, *, timeout: float) -> list[Verdict]:
-        """Answer; see `Storage.ask`."""
         for count in () if ask.op is Op.RESET else ask.counts:
             _check(count, self.source)
         if ask.op is Op.REFUND:
             raise ConfigError(f"{self.source} cannot give back what was charged: use Redis")
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:  # its connections belong to the loop in which they were opened
-            if self._loop is not None:
-                self._store = self._made()
-            self._loop = loop
         from limits.errors import StorageError as LimitsError
 
         try:
@@ -97,7 +90,7 @@ class LimitsStorage(Storage):
 
     async def close(self) -> None:
         """Forget the connections."""
-        self._store, self._loop = self._made(), None
+        self._stores = PerLoop(self._made)
 
     def _made(self) -> Any:
         try:
@@ -113,7 +106,7 @@ class LimitsStorage(Storage):
         if op is Op.CHARGE:
             return [_verdict(each, *await self._add(each, each.cost), 1) for each in counts]
         if op is Op.HIT and ask.once is not None:
-            if await self._store.incr(_stored(ask.once), ONCE_MS // 1_000) > 1:
+            if await self._stores.get().incr(_stored(ask.once), ONCE_MS // 1_000) > 1:
                 # Nothing is charged: the answer is whether the limit was exceeded.
                 return [_verdict(each, *await self._look(each), 0) for each in counts]
         elif op is Op.HIT and len(counts) == 1 and counts[0].cost == 1 and not counts[0].shadow:
@@ -122,7 +115,7 @@ class LimitsStorage(Storage):
         looked = [await self._look(each) for each in counts]
         if op is Op.RESET:
             for each in counts:
-                await self._store.clear(_stored(each.key))
+                await self._stores.get().clear(_stored(each.key))
         if op is not Op.HIT:
             return [
                 _verdict(each, used, left, each.cost)
@@ -151,16 +144,16 @@ class LimitsStorage(Storage):
     async def _add(self, count: Count, cost: int) -> tuple[int, int]:
         """Charge; return what is used then, and how many microseconds the window has left."""
         key = _stored(count.key)
-        used = await self._store.incr(key, _seconds(count), amount=cost)
+        used = await self._stores.get().incr(key, _seconds(count), amount=cost)
         return used, await self._left(key)
 
     async def _look(self, count: Count) -> tuple[int, int]:
         key = _stored(count.key)
-        used = await self._store.get(key)
+        used = await self._stores.get().get(key)
         return used, await self._left(key) if used else 0
 
     async def _left(self, key: str) -> int:
-        ends: float = await self._store.get_expiry(key)
+        ends: float = await self._stores.get().get_expiry(key)
         return max(0, round((ends - time.time()) * _SECOND))
 
 

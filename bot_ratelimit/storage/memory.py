@@ -17,7 +17,7 @@ from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.storage.banlist import MemoryBanList
 from bot_ratelimit.storage.base import ONCE_MS, Ask, Count, Op, Storage
 from bot_ratelimit.storage.cache import BANNED, NORMAL, REFUSED, Entry, StateCache
-from bot_ratelimit.storage.documents import Goes, MemoryDocuments, Renamed
+from bot_ratelimit.storage.documents import MemoryDocuments
 from bot_ratelimit.storage.leases import MemoryLeases
 from bot_ratelimit.storage.tallies import MemoryTallies
 
@@ -59,7 +59,7 @@ class MemoryStorage(Storage):
         # The verdicts by token, and when they were decided.
         self._once: TTLCache[str, Any] = TTLCache(maxsize, ONCE_MS / 1_000, timer=clock)
         self._leases = MemoryLeases(clock)
-        self._documents = MemoryDocuments(self._forget, self._rename)
+        self._documents = MemoryDocuments(self._states, self._once)
         self._bans: dict[str, MemoryBanList] = {}
         self._tallies: dict[str, MemoryTallies] = {}
 
@@ -105,7 +105,6 @@ class MemoryStorage(Storage):
         return verdicts
 
     def server(self, counts: Sequence[Count]) -> str:
-        """This process; see `Storage.server`."""
         return "memory"
 
     async def close(self) -> None:
@@ -114,39 +113,16 @@ class MemoryStorage(Storage):
         self._once.clear()
 
     def leases(self) -> MemoryLeases:
-        """See `Storage.leases`."""
         return self._leases
 
     def bans(self, prefix: str) -> MemoryBanList:
-        """See `Storage.bans`."""
         return self._bans.setdefault(prefix, MemoryBanList(self._clock))
 
     def documents(self) -> MemoryDocuments:
-        """See `Storage.documents`."""
         return self._documents
 
     def tallies(self, prefix: str) -> MemoryTallies:
-        """See `Storage.tallies`."""
         return self._tallies.setdefault(prefix, MemoryTallies())
-
-    def _forget(self, goes: Goes) -> int:
-        doomed = [key for key in self._states if goes(key)]
-        for key in doomed:
-            self._states.pop(key)
-        for key in [key for key in self._once if goes(key)]:
-            self._once.pop(key, None)
-        return len(doomed)
-
-    def _rename(self, renamed: Renamed) -> int:
-        names = {key: name for key in self._states if (name := renamed(key)) is not None}
-        count = 0
-        for key, name in names.items():
-            entry = self._states[key]
-            if entry is not None and self._states[name] is None:
-                del self._states[key]
-                self._states.put(name, None, entry.state, entry.ends, entry.retention)
-                count += 1
-        return count
 
     def _decide(self, counts: Sequence[Count], now: int, *, peek: bool = False) -> list[Verdict]:
         """Decide about a hit, and charge it unless this is only a look at it."""

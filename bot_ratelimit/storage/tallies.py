@@ -43,20 +43,14 @@ class Tallies(Protocol):
         """
         ...
 
-    async def counts(self, hour: int, *, timeout: float) -> Mapping[str, int]:
-        """Return the decisions of an hour by field."""
-        ...
-
-    async def minutes(self, hour: int, *, timeout: float) -> Mapping[str, int]:
-        """Return the decisions of an hour by minute and field; of the last two hours."""
+    async def counts(
+        self, hour: int, *, by_minute: bool = False, timeout: float
+    ) -> Mapping[str, int]:
+        """Return the decisions of an hour by field; of the last two hours also by minute."""
         ...
 
     async def refused(self, hour: int, *, timeout: float) -> Mapping[int, int]:
         """Return the refusals of an hour by user."""
-        ...
-
-    async def refused_of(self, user: int, hour: int, *, timeout: float) -> int | None:
-        """Return the refusals of one user; None if the user may have been dropped."""
         ...
 
 
@@ -78,19 +72,14 @@ class MemoryTallies(Tallies):
             elif hour <= tally.hour - 2:
                 each.minutes.clear()
 
-    async def counts(self, hour: int, *, timeout: float) -> Mapping[str, int]:
-        return self._hour(hour).counts
-
-    async def minutes(self, hour: int, *, timeout: float) -> Mapping[str, int]:
-        """See `Tallies.minutes`."""
-        return self._hour(hour).minutes
+    async def counts(
+        self, hour: int, *, by_minute: bool = False, timeout: float
+    ) -> Mapping[str, int]:
+        found = self._hour(hour)
+        return found.minutes if by_minute else found.counts
 
     async def refused(self, hour: int, *, timeout: float) -> Mapping[int, int]:
         return self._hour(hour).refused
-
-    async def refused_of(self, user: int, hour: int, *, timeout: float) -> int | None:
-        refused = self._hour(hour).refused
-        return refused.get(user, None if len(refused) >= MAX_USERS else 0)
 
     def _hour(self, hour: int) -> Tally:
         return self._hours.get(hour) or Tally(hour)

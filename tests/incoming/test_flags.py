@@ -85,7 +85,7 @@ async def test_a_flag_in_every_form(
         ({"limit": "3/m", "shadow": "no"}, "shadow='no'"),
         (["3/m", Penalty("3/m", "1h")], "belongs to the middleware"),
         ({"limit": Concurrency(1)}, "write concurrent=, not limit="),
-        ({"concurrent": 0}, "concurrency=0: expected how many"),
+        ({"concurrent": 0}, "concurrency=0: expected a whole number"),
         ({"concurrent": 1, "cost": 2}, "expected limit= or rate=, and optionally concurrent="),
         ({"concurrent": 1, "key": "slot"}, "key='slot': this name is reserved"),
         ({"collect": ["1s"]}, "collect="),

@@ -304,7 +304,7 @@ async def test_an_answer_that_never_came_holds_no_slot(own_server: Server) -> No
 @table(
     ("make", "message"),
     [
-        (lambda: Concurrency(0), "concurrency=0: expected how many may run at a time"),
+        (lambda: Concurrency(0), "concurrency=0: expected a whole number from 1 to 1000000"),
         (lambda: Concurrency(True), "concurrency=True"),
         (lambda: Concurrency(1, lease=0.5), r"lease=0\.5: expected seconds from 1 to 86400"),
         (lambda: Concurrency(1, lease="soon"), "lease='soon': expected seconds"),

@@ -60,11 +60,6 @@ class Batches:
         """The number of requests without an answer."""
         return len(self.waiting) + self.sent
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no request waits, and no call is in progress."""
-        return not (self.waiting or self.calls)
-
     def add(self, request: Request, now: float) -> None:
         """Add a request, and send it if it may be sent at once."""
         if self.wire is not None and not self.calls and not self.waiting:

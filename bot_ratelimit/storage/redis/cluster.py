@@ -19,7 +19,7 @@ from bot_ratelimit.errors import ConfigError, NotConnectedError, RateLimitError,
 from bot_ratelimit.storage.base import ServerEvents
 from bot_ratelimit.storage.loops import PerLoop, Seldom
 from bot_ratelimit.storage.redis import driver
-from bot_ratelimit.storage.redis.codec import DecisionCodec, Other
+from bot_ratelimit.storage.redis.codec import DecisionCodec
 from bot_ratelimit.storage.redis.connection import CONNECT_TIMEOUT, Connection
 from bot_ratelimit.storage.redis.driver import Address
 from bot_ratelimit.storage.redis.encoding import encode_key
@@ -229,7 +229,7 @@ def _slot_of(key: str) -> int:
 async def _slots(connection: Connection) -> tuple[Any, Connection]:
     timeout = ASK_TIMEOUT if connection.is_open else connection.connect_timeout
     try:
-        return await connection.submit(Other((b"CLUSTER", b"SLOTS")), timeout), connection
+        return await connection.submit((b"CLUSTER", b"SLOTS"), timeout), connection
     except RateLimitError as error:
         return error, connection
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
-from typing import Any, Final, NamedTuple, TypeAlias
+from time import monotonic
+from typing import Any, Final, TypeAlias
 
 from redis import exceptions
 
@@ -40,13 +40,8 @@ ALONE: Final = 1.0
 """Seconds in which each hit has a call of its own after some could not share one."""
 
 
-class Other(NamedTuple):
-    """A command that is not a decision. The answer is its reply."""
-
-    command: Command
-
-
-Item: TypeAlias = "Ask | Other"
+Item: TypeAlias = "Ask | Command"
+"""A decision, or any other command: the answer is its reply."""
 
 
 class DecisionCodec:
@@ -61,12 +56,10 @@ class DecisionCodec:
         allow_scripts: str = ALLOW_SCRIPTS,
         *,
         slot_of: Callable[[str], int] | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._where = where
         self._allow_scripts = allow_scripts
         self._slot_of = slot_of
-        self._clock = clock
         self._script = _BY_HASH
         self._refused_until: float | None = None
         self._alone_until = -math.inf
@@ -83,11 +76,11 @@ class DecisionCodec:
         """
         calls: list[Call] = []
         hits: list[Request] = []
-        uses_script = self._refused_until is None or self._clock() >= self._refused_until
+        uses_script = self._refused_until is None or monotonic() >= self._refused_until
         for request in requests:
             item = request.item
-            if type(item) is Other:
-                calls.append(_commands([request], [item.command], decides=False))
+            if type(item) is not Ask:
+                calls.append(_commands([request], [item], decides=False))
             elif not uses_script:
                 if (fault := transaction.needs_script(item, self._allow_scripts)) is not None:
                     request.answer(fault)
@@ -101,7 +94,7 @@ class DecisionCodec:
 
     def _script_calls(self, hits: list[Request]) -> list[Call]:
         """Encode hits: those that share a command, and all others as commands of one call."""
-        slot_of, are_alone = self._slot_of, self._clock() < self._alone_until
+        slot_of, are_alone = self._slot_of, monotonic() < self._alone_until
         if len(hits) == 1 or (slot_of is None and not are_alone):
             return [self._script_call(hits)]
         shared: dict[object, list[Request]] = defaultdict(list)
@@ -161,7 +154,7 @@ class DecisionCodec:
             self._script = _BY_SOURCE
             return again
         if len(requests) > 1 and _cannot_share(reply):
-            self._alone_until = self._clock() + ALONE
+            self._alone_until = monotonic() + ALONE
             return again
         if not SCRIPTS_REFUSED.search(str(reply)):
             return self._translated([reply] * len(requests))
@@ -173,16 +166,14 @@ class DecisionCodec:
                 one_line(reply),
                 self._allow_scripts,
             )
-        self._refused_until = self._clock() + TRY_SCRIPTS_AGAIN
+        self._refused_until = monotonic() + TRY_SCRIPTS_AGAIN
         return again
 
     def _translated(self, answers: Iterable[Any]) -> list[Any]:
         """Replace redirects and errors among the answers by this package's own types."""
         where = self._where()
         return [
-            (_redirect_in([each]) or translated(each, where))
-            if isinstance(each, Exception)
-            else each
+            (_redirect_in(each) or translated(each, where)) if isinstance(each, Exception) else each
             for each in answers
         ]
 
@@ -204,19 +195,17 @@ def _cannot_share(reply: Exception) -> bool:
     the new node, where those not moved yet would start from zero. Or a plain client asks a node of
     a cluster and knows nothing of slots.
     """
-    redirect = _redirect_in([reply])
+    redirect = _redirect_in(reply)
     if redirect is not None:
         return redirect.asking
     return code_of(reply) in ("TRYAGAIN", "CROSSSLOT")
 
 
-def _redirect_in(replies: Sequence[Any]) -> Redirect | None:
-    """The redirect in the replies of a Redis Cluster, or None."""
-    for reply in replies:
-        if isinstance(reply, exceptions.ResponseError):
-            code, *rest = str(reply).split(" ")
-            if code in ("MOVED", "ASK"):
-                slot, address = rest
-                host, _, port = address.rpartition(":")
-                return Redirect(int(slot), (host, int(port)), code == "ASK")
-    return None
+def _redirect_in(reply: Exception) -> Redirect | None:
+    """The redirect in an error of a Redis Cluster, or None."""
+    code, *rest = str(reply).split(" ")
+    if code not in ("MOVED", "ASK") or not isinstance(reply, exceptions.ResponseError):
+        return None
+    slot, address = rest
+    host, _, port = address.rpartition(":")
+    return Redirect(int(slot), (host, int(port)), code == "ASK")

@@ -332,7 +332,7 @@ class Connection:
         silence = now - batches.last_reply_at
         if sent and silence >= SILENCE:
             self._lost(StorageError(f"{self.where}: no answer for {silence:.1f} s", kind="timeout"))
-        return not batches.is_idle
+        return batches.size > 0
 
     def _timed_out(self, timeout: float) -> StorageError:
         """The error of a request that got no answer; without a connection it was never sent."""

@@ -87,10 +87,7 @@ def read_answers(
 ) -> Sequence[list[Verdict] | ServerText]:
     """Decode the reply of the script: for each ask its verdicts, or the error it met.
 
-    Args:
-        reply: Three numbers for each count; or a list of these numbers and of errors.
-        size: How many asks there are.
-        asks: What was asked.
+    It has three numbers for each count; or it is a list of these numbers and of errors.
     """
     if size == 1 and len(reply) == 3 and type(reply[0]) is int:  # nearly always, or the next
         return [[new_verdict(reply)]]

@@ -149,10 +149,6 @@ def translated(error: Exception, where: str = "") -> Exception:
     """Translate an error reply: StorageError for an outage, ConfigError for anything else.
 
     Any other error is a bug and is returned unchanged, with its name and its traceback.
-
-    Args:
-        error: What the server replied.
-        where: The server, named at the start of the text.
     """
     if not isinstance(error, exceptions.ResponseError):
         return error
@@ -179,11 +175,7 @@ def unreachable(
 ) -> StorageError:
     """Explain why a server is unreachable or was lost: its name, the real reason, and the fix.
 
-    Args:
-        name: The server.
-        error: The exception.
-        timeout: Seconds that were allowed for connecting; None if the connection was already open.
-        password: Where the password is set.
+    `timeout` is for connecting, None for an open connection; `password` says where one is set.
     """
     if isinstance(error, StorageError):
         return error

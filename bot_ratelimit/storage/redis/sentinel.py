@@ -44,7 +44,6 @@ class SentinelEndpoint(driver.Endpoint):
         self.where = self.name
 
     async def connect(self) -> Wire:
-        """See `Endpoint.connect`."""
         while True:
             address = await self._primary()
             self.where = "{} at {}:{}".format(self.name, *address)

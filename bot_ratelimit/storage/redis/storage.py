@@ -14,7 +14,7 @@ from bot_ratelimit.storage.base import Ask, ConnectionStatus, Count, Op, ServerE
 from bot_ratelimit.storage.redis import driver
 from bot_ratelimit.storage.redis.banlist import RedisBanList
 from bot_ratelimit.storage.redis.cluster import Shards
-from bot_ratelimit.storage.redis.codec import DecisionCodec, Item, Other
+from bot_ratelimit.storage.redis.codec import DecisionCodec, Item
 from bot_ratelimit.storage.redis.connection import CONNECT_TIMEOUT, Connection
 from bot_ratelimit.storage.redis.documents import RedisDocuments
 from bot_ratelimit.storage.redis.driver import Client, Endpoint
@@ -83,11 +83,6 @@ class RedisStorage(Storage):
         if (servers := getattr(self, "_servers", None)) is not None:
             servers.dropped()
 
-    @property
-    def is_cluster(self) -> bool:
-        """Whether the keys may be on several nodes."""
-        return self._only is None
-
     def ask(self, ask: Ask, *, timeout: float) -> Awaitable[Sequence[Verdict]]:
         if self._only is not None:
             return self._only.submit(ask, timeout)
@@ -113,7 +108,7 @@ class RedisStorage(Storage):
             StorageError: The server is unreachable, too slow or cannot serve now.
             ConfigError: The server refuses until a setting is changed.
         """
-        return await self._submit(Other(command), key, timeout)
+        return await self._submit(command, key, timeout)
 
     def server(self, counts: Sequence[Count]) -> str:
         if self._only is not None:
@@ -160,7 +155,7 @@ class RedisStorage(Storage):
         return RedisBanList(self.execute, prefix)
 
     def documents(self) -> RedisDocuments:
-        return RedisDocuments(self.execute, self.is_cluster)
+        return RedisDocuments(self.execute, is_cluster=self._only is None)
 
     def tallies(self, prefix: str) -> RedisTallies:
         return RedisTallies(self.execute, prefix)

@@ -43,11 +43,6 @@ return 1
 # Scripts, because their replies are flat lists with every protocol version.
 _COUNTS: Final = Script("return redis.call('HGETALL', KEYS[1])")
 _REFUSED: Final = Script("return redis.call('ZREVRANGE', KEYS[1], 0, -1, 'WITHSCORES')")
-_REFUSED_OF: Final = Script("""
-local count = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if count then return count end
-return redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[2]) and '0' or nil
-""")
 
 
 class RedisTallies(Tallies):
@@ -66,24 +61,16 @@ class RedisTallies(Tallies):
         keys = [key, f"{key}:refused", f"{key}:minutes"]
         await _ADD.run(self._execute, keys, *arguments, timeout=timeout)
 
-    async def counts(self, hour: int, *, timeout: float) -> Mapping[str, int]:
-        found = _pairs(await _COUNTS.run(self._execute, [self._key(hour)], timeout=timeout))
+    async def counts(
+        self, hour: int, *, by_minute: bool = False, timeout: float
+    ) -> Mapping[str, int]:
+        key = f"{self._key(hour)}:minutes" if by_minute else self._key(hour)
+        found = _pairs(await _COUNTS.run(self._execute, [key], timeout=timeout))
         return {field: count for field, count in found.items() if not field.startswith("#")}
-
-    async def minutes(self, hour: int, *, timeout: float) -> Mapping[str, int]:
-        """See `Tallies.minutes`."""
-        return _pairs(
-            await _COUNTS.run(self._execute, [f"{self._key(hour)}:minutes"], timeout=timeout)
-        )
 
     async def refused(self, hour: int, *, timeout: float) -> Mapping[int, int]:
         found = await _REFUSED.run(self._execute, [f"{self._key(hour)}:refused"], timeout=timeout)
         return {int(user): count for user, count in _pairs(found).items()}
-
-    async def refused_of(self, user: int, hour: int, *, timeout: float) -> int | None:
-        key = f"{self._key(hour)}:refused"
-        found = await _REFUSED_OF.run(self._execute, [key], user, MAX_USERS, timeout=timeout)
-        return None if found is None else int(float(found))
 
     def _key(self, hour: int) -> str:
         return f"{self._prefix}:ratelimit:stats:{{{hour}}}"

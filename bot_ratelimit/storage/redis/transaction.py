@@ -23,11 +23,8 @@ _COUNT: Final = re.compile(rb"[0-9]{1,15}")
 def needs_script(ask: Ask, allow: str) -> ConfigError | None:
     """Return why only the script can answer; None if MULTI can.
 
-    MULTI can hit a single fixed window with a cost of 1, peek at it, and reset counts.
-
-    Args:
-        ask: The question.
-        allow: How to allow scripts on this server.
+    MULTI can hit a single fixed window with a cost of 1, peek at it, and reset counts. `allow`
+    says how to allow scripts on this server.
     """
     what = _beyond_multi(ask)
     if not what:

@@ -142,11 +142,9 @@ class AdapterWire:
         self._on_lost: OnLost | None = None
 
     def attach(self, on_reply: OnReply, on_lost: OnLost) -> None:
-        """See `SocketWire.attach`."""
         self._on_reply, self._on_lost = on_reply, on_lost
 
     def write(self, data: bytes, replies: int) -> None:
-        """See `SocketWire.write`."""
         self._due += replies
         loop = asyncio.get_running_loop()
         if self._reading is None or self._reading.done():
@@ -157,7 +155,6 @@ class AdapterWire:
             loop.call_soon(self._lose, error, context=Context())
 
     def close(self) -> None:
-        """See `SocketWire.close`."""
         self._on_reply = self._on_lost = None
         self._close()
 
