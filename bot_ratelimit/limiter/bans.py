@@ -126,6 +126,11 @@ class Bans:
 
     # -- this process's copy ----------------------------------------------------------------------
 
+    def open(self) -> None:
+        """Load the list in the background, so that the first decisions know it."""
+        if self.is_stale and self._lacking is None:
+            self._ticker.start(at_once=True)
+
     async def ensure_fresh(self, deadline: Deadline | None) -> None:
         """Load the list, and keep it up to date while decisions are made; wait if there is time."""
         self._ticker.start(at_once=True)

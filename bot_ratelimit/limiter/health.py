@@ -11,13 +11,16 @@ from typing import Final, Literal
 from bot_ratelimit.errors import printable
 from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit
-from bot_ratelimit.storage.base import Ask, ConnectionStatus, Count, Op
+from bot_ratelimit.storage.base import Ask, ConnectionStatus, Count, Op, ServerEvents
 from bot_ratelimit.storage.guarded import Missing, Server
+from bot_ratelimit.storage.loops import Ticker
 
 log = logging.getLogger("bot_ratelimit")
 
 PATIENCE: Final = 6.0
 """Seconds that the first question waits: a little longer than an attempt to connect takes."""
+WATCH_EVERY: Final = 1.0
+"""Seconds between two questions while the storage does not answer."""
 _LIMIT: Final = Limit(MAX_AMOUNT, 1.0)
 
 
@@ -72,16 +75,44 @@ class Health:
     servers: tuple[ServerHealth, ...]
 
 
-async def is_silent(decider: Decider) -> bool:
-    """Whether the storage does not answer yet; log when it does. The guard logs why it does not."""
-    storage, ask = decider.storage, Ask([_count(decider)], Op.PEEK)  # which leaves no key
-    answer = await decider.guard.run(ask.counts, storage.ask, ask, timeout=PATIENCE)
-    if isinstance(answer, Missing):
-        return True
-    log.info("Connected to %s (%s)", storage.title, storage.server(ask.counts))
-    await asyncio.sleep(0)  # the rules of a bot are complete when it has started
-    await _try_rules(decider)
-    return False
+class Watch(ServerEvents):
+    """Asks the storage once a second, at the start and in an outage, until it answers.
+
+    So a bot without updates knows when an outage is over. The guard logs what it finds out.
+    """
+
+    def __init__(self, decider: Decider) -> None:
+        self._decider = decider
+        self._ticker = Ticker(self._tick, WATCH_EVERY)
+        self._starts = False
+        decider.guard.events = (*decider.guard.events, self)
+
+    def open(self) -> None:
+        """Ask now, and log when the storage answers for the first time."""
+        self._starts = True
+        self._ticker.start(at_once=True)
+
+    def outage_began(self, server: str, kind: str) -> None:
+        """Ask until it is over."""
+        self._ticker.start()
+
+    async def close(self) -> None:
+        """Ask no more."""
+        await self._ticker.stop()
+
+    async def _tick(self) -> bool:
+        decider, storage = self._decider, self._decider.storage
+        ask = Ask([_count(decider)], Op.PEEK)  # which leaves no key
+        timeout = PATIENCE if self._starts else None
+        answer = await decider.guard.run(ask.counts, storage.ask, ask, timeout=timeout)
+        if isinstance(answer, Missing):
+            return self._starts or decider.guard.is_out(ask.counts)
+        if self._starts:
+            self._starts = False
+            log.info("Connected to %s (%s)", storage.title, storage.server(ask.counts))
+            await asyncio.sleep(0)  # the rules of a bot are complete when it has started
+            await _try_rules(decider)
+        return False
 
 
 async def checked(decider: Decider) -> Health:

@@ -12,7 +12,7 @@ from bot_ratelimit.limiter.bans import Bans
 from bot_ratelimit.limiter.counts import counts_of_hit
 from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.limiter.decision import Decision, RefusedError
-from bot_ratelimit.limiter.health import is_silent
+from bot_ratelimit.limiter.health import Watch
 from bot_ratelimit.limiter.observer import ObserverLike, observers_of
 from bot_ratelimit.limiter.operators import OperatorMethods
 from bot_ratelimit.limiter.slots import SlotContext, Slots
@@ -31,7 +31,6 @@ from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import OnError, RuleLike, Rules, Subject, rules_of
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.deadline import Deadline
-from bot_ratelimit.storage.loops import Ticker
 
 
 class Limiter(OperatorMethods):
@@ -103,7 +102,7 @@ class Limiter(OperatorMethods):
         """Decides without bans and observers: for what the bot does itself."""
         self._waiters = Waiters(self.decider, self._decide)
         self._slots = Slots(self.decider, self.observer)
-        self._start = Ticker(self._listen, 1.0)
+        self._watch = Watch(self.decider)
 
     @property
     def timeout(self) -> float:
@@ -272,10 +271,8 @@ class Limiter(OperatorMethods):
         """
         self.storage.open()
         if not self.decider.is_local:
-            self._start.start(at_once=True)
-
-    async def _listen(self) -> bool:
-        return await is_silent(self.decider)
+            self._watch.open()
+            self._bans.open()
 
     async def close(self) -> None:
         """Tell the observers what is left, write the statistics, and close the storage.
@@ -283,7 +280,7 @@ class Limiter(OperatorMethods):
         Callers of `acquire` and `slot` that wait are refused. The limiter can be used again, which
         opens the connection; a block that still holds a slot does so to renew and release it.
         """
-        await self._start.stop()
+        await self._watch.close()
         await self._waiters.close()
         await self._bans.close()
         await self._slots.close()

@@ -193,7 +193,7 @@ class Guard:
             for each in self.events:
                 each.storage_failed(server.name, kind)
         if not isinstance(error, StorageError):
-            breaker.succeeded(ticket)  # to ask less often would not help
+            self.answered(admitted)  # to ask less often would not help
             self._note_fault(server, error, kind)
             return Missing.UNKNOWN
         if isinstance(error, QueueFullError) or kind == "closed":

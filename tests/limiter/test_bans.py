@@ -73,6 +73,10 @@ async def test_a_ban_applies_on_all_instances_within_a_second(
     fresh = Limiter(storage, timeout=5)
     assert await banned(fresh)
     await fresh.close()
+    started = Limiter(storage, timeout=5)
+    started.open()
+    await eventually(lambda: started.is_banned(USER))  # before its first decision
+    await started.close()
     for narrower in (USER._replace(topic=9), USER._replace(business="Bc")):
         assert not await limiter.unban(narrower)
     assert await banned(limiter)

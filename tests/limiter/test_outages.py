@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import redis.asyncio as aioredis
 
-from bot_ratelimit import Decision, Limiter, RedisStorage, Subject
+from bot_ratelimit import ConfigError, Decision, Limiter, RedisStorage, Subject
 from bot_ratelimit.storage.base import Ask, Count
 from bot_ratelimit.storage.breaker import LONGEST_PAUSE, Breaker
-from bot_ratelimit.testing import Clock
-from tests.benches import TIMEOUT, Pauses, charge
+from bot_ratelimit.testing import Clock, FlakyStorage
+from tests.benches import TIMEOUT, Pauses, charge, eventually
 from tests.proxy import distant
 from tests.servers import Server, black_hole, free_port
 from tests.tables import table
@@ -310,3 +310,25 @@ async def failing(server: Server, outage: str) -> AsyncIterator[tuple[aioredis.R
                 "out of memory": lambda: client.config_set("maxmemory", 0),
             }
             yield client, heals.get(outage)
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_an_outage_ends_without_updates(
+    monkeypatch: pytest.MonkeyPatch, refuses: bool
+) -> None:
+    """A quiet bot asks once in a while until the storage answers, and then no more; a refusal is an
+    answer, too."""
+    monkeypatch.setattr("bot_ratelimit.limiter.health.WATCH_EVERY", 0.01)
+    storage = FlakyStorage()
+    limiter = Limiter(storage)
+    storage.fail()
+    for _ in range(3):
+        await limiter.hit("9/s", Subject(user=42))
+    assert (await limiter.health()).problem == "out of reach"
+    storage.fail(ConfigError("NOPERM")) if refuses else storage.heal()
+    await eventually(lambda: limiter.decider.guard.servers()["memory"].outage() is None)
+    assert (await limiter.health()).problem == ("NOPERM" if refuses else "")
+    asked = storage.calls
+    await asyncio.sleep(0.05)
+    assert storage.calls <= asked + 1
+    await limiter.close()

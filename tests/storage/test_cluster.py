@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -150,6 +151,27 @@ async def test_limits_hold_from_the_first_hit(cluster: Cluster) -> None:
     for i, user in enumerate(USERS):
         assert sum(each.allowed for each in found[i :: len(USERS)]) == 5
         assert total(cluster, user) == 8
+
+
+async def test_a_flood_at_the_start_is_limited(cluster: Cluster) -> None:
+    """While no node is reached yet, time in which the loop is busy does not count; who has given up
+    is not charged, and `close` answers those who still wait."""
+    async with limiting(cluster) as limiter:
+        limiter.timeout = 0.5
+        asking = [asyncio.create_task(everybody(limiter)) for _ in range(20)]
+        for _ in range(3):  # they begin, and wait
+            await asyncio.sleep(0)
+        asking.pop().cancel()
+        time.sleep(0.7)  # noqa: ASYNC251 - a handler that blocks
+        found = [each for hits in await asyncio.gather(*asking) for each in hits]
+        assert {each.source for each in found} == {"redis"}
+        assert sorted({each.remaining for each in found}) == list(range(99 - 19, 99))
+    async with limiting(cluster) as limiter:
+        limiter.timeout = 5
+        waiting = asyncio.create_task(limiter.hit("99/m", Subject(user=7)))
+        await asyncio.sleep(0)
+        await limiter.close()
+        assert (await waiting).source == "policy"
 
 
 async def test_a_foreign_value_concerns_its_user_only(cluster: Cluster) -> None:
@@ -374,6 +396,9 @@ async def test_a_node_that_comes_back_is_not_reported_as_closed() -> None:
         nodes._use_slots([[0, 16_383, [b"127.0.0.1", port]]], "")
     await asyncio.sleep(0.05)
     assert recorder.named("closed") == [("closed", "127.0.0.1:7001")]
+    nodes._use_slots([[0, 16_383, [b"127.0.0.1", 7001]]], "")
+    await nodes.close()  # also the one that is about to go
+    assert ("closed", "127.0.0.1:7000") in recorder.named("closed")
     await client.aclose()
 
 

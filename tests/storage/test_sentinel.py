@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -21,6 +21,7 @@ from bot_ratelimit.storage.base import Ask
 from bot_ratelimit.storage.redis import driver
 from bot_ratelimit.storage.redis import sentinel as sentinels
 from tests.benches import TIMEOUT, charge
+from tests.proxy import distant
 from tests.servers import wait_until
 from tests.tables import table
 from tests.topologies import SERVICE, Sentinels, running_sentinels
@@ -171,6 +172,20 @@ async def test_a_readonly_connection_is_replaced(group: Sentinels) -> None:
             while before in await ours():  # noqa: ASYNC110 - the server learns of it when it reads
                 await asyncio.sleep(0.005)
     await storage.close()
+
+
+async def test_sentinels_may_be_far_away(group: Sentinels) -> None:
+    """A fifth of a second away, each with a password or not, they tell the primary all the same."""
+    with ExitStack() as stack:
+        far = [stack.enter_context(distant(port, round_trip=0.2)) for _, port in group.addresses]
+        limiter = Limiter(
+            RedisStorage(
+                Sentinel([("127.0.0.1", each.port) for each in far]).master_for(SERVICE),
+                close_client=True,
+            )
+        )
+        assert await asyncio.wait_for(returned(limiter), 8)
+        await limiter.close()
 
 
 async def reason(addresses: list[tuple[str, int]], service: str = SERVICE, **kwargs: Any) -> str:

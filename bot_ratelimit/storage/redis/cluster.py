@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from functools import lru_cache, partial
 from random import shuffle
@@ -15,15 +15,22 @@ from typing import Any, Final
 from redis.asyncio.cluster import RedisCluster
 from redis.crc import key_slot
 
-from bot_ratelimit.errors import ConfigError, NotConnectedError, RateLimitError, StorageError
+from bot_ratelimit.errors import (
+    ConfigError,
+    NotConnectedError,
+    QueueFullError,
+    RateLimitError,
+    StorageError,
+)
 from bot_ratelimit.storage.base import ServerEvents
 from bot_ratelimit.storage.loops import PerLoop, Seldom
 from bot_ratelimit.storage.redis import driver
+from bot_ratelimit.storage.redis.clock import ListeningClock
 from bot_ratelimit.storage.redis.codec import DecisionCodec
-from bot_ratelimit.storage.redis.connection import CONNECT_TIMEOUT, Connection
+from bot_ratelimit.storage.redis.connection import CONNECT_TIMEOUT, MAX_WAITING, Connection
 from bot_ratelimit.storage.redis.driver import Address
 from bot_ratelimit.storage.redis.encoding import encode_key
-from bot_ratelimit.storage.redis.request import Redirect, Request
+from bot_ratelimit.storage.redis.request import Redirect, Request, answer_all
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -33,6 +40,21 @@ MAX_ASKED: Final = 3
 """How many of the known nodes are asked at the same time."""
 ASK_TIMEOUT: Final = 1.0
 """The time-out in seconds for the slot map over an open connection."""
+
+
+class _Early:
+    """Requests that wait until any node is reached, in one event loop."""
+
+    def __init__(self, on_tick: Callable[[float], bool]) -> None:
+        self.clock: Final = ListeningClock(on_tick)
+        self.requests: list[tuple[str, Request]] = []
+        """With their keys."""
+
+    def take(self, before: float = math.inf) -> list[tuple[str, Request]]:
+        """Remove and return those whose time is over before this; all by default."""
+        taken = [each for each in self.requests if each[1].deadline <= before]
+        self.requests = [each for each in self.requests if each[1].deadline > before]
+        return taken
 
 
 class Shards:
@@ -52,8 +74,9 @@ class Shards:
         self._refreshing: asyncio.Task[None] | None = None
         self._refreshed_at = 0.0
         self._is_closed = False
-        self._changed = PerLoop(asyncio.Event)
+        self._early = PerLoop(lambda: _Early(self._expire))
         self._in_vain = 0.0  # how long a request has waited since the last change
+        self._left: set[Connection] = set()  # of nodes without slots, until they are closed
         self._seldom = Seldom()
         for address in driver.startup_nodes(client):
             self._node(address)
@@ -80,23 +103,47 @@ class Shards:
         """Whether it is known which node to ask."""
         return bool(self._slots) or any(each.is_open for each in self._nodes.values())
 
-    async def reach(self, timeout: float) -> float:
-        """Connect to all nodes until one answers or none can; return the rest of the time-out.
+    def submit(self, item: Any, key: str, timeout: float) -> asyncio.Future[Any]:
+        """Send an item to the node of its key; if none is known yet, to the first that answers.
 
         Raises:
-            NotConnectedError: None has answered within the time-out.
+            QueueFullError: Too many requests wait already.
+            NotConnectedError: No node can be reached, or none within the timeout.
         """
-        nodes, began = self._nodes.values(), time.monotonic()
-        for each in self.connections():
-            each.open()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout if timeout > self._in_vain else 0.0):
-                while not self.is_reached and any(each.last_error is None for each in nodes):
-                    await self._changed.get().wait()
-        if not self.is_reached and any(each.last_error is None for each in nodes):
-            self._in_vain = max(self._in_vain, timeout)
-            raise NotConnectedError(f"not connected to {self.where} within {timeout:g} s")
-        return max(0.0, timeout - (time.monotonic() - began))
+        node = self._slots.get(_slot_of(key))
+        if node is None:
+            for each in () if self.is_reached else self.connections():
+                each.open()
+            if not self._is_reaching:
+                node = self.holder(key)
+        if node is not None:
+            return node.submit(item, timeout)
+        if timeout <= self._in_vain:
+            raise self._not_reached(timeout)
+        early, request = self._early.get(), Request(item, timeout)
+        if len(early.requests) >= MAX_WAITING:
+            raise QueueFullError(f"{MAX_WAITING} requests already wait for {self.where}")
+        request.deadline = early.clock.now() + timeout
+        early.clock.start(timeout)
+        early.requests.append((key, request))
+        return request.future
+
+    @property
+    def _is_reaching(self) -> bool:
+        """Whether no node was reached, and one still may be."""
+        nodes = self._nodes.values()
+        return not self.is_reached and any(each.last_error is None for each in nodes)
+
+    def _not_reached(self, timeout: float) -> NotConnectedError:
+        return NotConnectedError(f"not connected to {self.where} within {timeout:g} s")
+
+    def _expire(self, now: float) -> bool:
+        """Give up early requests whose time is over; return whether others wait."""
+        early = self._early.get()
+        for _, request in early.take(now):
+            self._in_vain = max(self._in_vain, request.timeout)
+            request.answer(self._not_reached(request.timeout))
+        return bool(early.requests)
 
     @property
     def where(self) -> str:
@@ -112,7 +159,11 @@ class Shards:
             if task is not None and task.get_loop() is asyncio.get_running_loop():
                 task.cancel()
                 await asyncio.wait([task])
-            for connection in self.connections():
+            early = self._early.get()
+            early.clock.stop()
+            closed = StorageError("the storage was closed", kind="closed")
+            answer_all([request for _, request in early.take()], closed)
+            for connection in (*self.connections(), *self._left):
                 await connection.close()
         finally:
             self._is_closed = False
@@ -122,7 +173,7 @@ class Shards:
         self._is_closed, task = True, self._refreshing
         if task is not None and not task.get_loop().is_closed():
             task.get_loop().call_soon_threadsafe(task.cancel)
-        for connection in self.connections():
+        for connection in (*self.connections(), *self._left):
             connection.dropped()
 
     def observe(self, events: Sequence[ServerEvents]) -> None:
@@ -146,11 +197,13 @@ class Shards:
         return node
 
     def _note_change(self) -> None:
-        """A node was reached or lost: fetch the slot map, and look again at what waits."""
+        """A node was reached or lost: fetch the slot map, and send what waits."""
         self._in_vain = 0.0
-        self._changed.get().set()
-        self._changed.get().clear()
         self.open()
+        early = self._early.get()
+        for key, request in () if self._is_reaching else early.take():
+            request.left = max(request.deadline - early.clock.now(), 0.0)
+            self._enqueue(self.holder(key), request)
 
     def _follow_redirect(self, request: Request, redirect: Redirect) -> None:
         """Send the request to the node that a redirect names: the first node executed nothing."""
@@ -159,6 +212,9 @@ class Shards:
         if not redirect.asking:
             self._slots[redirect.slot] = node
             self.open()
+        self._enqueue(node, request)
+
+    def _enqueue(self, node: Connection, request: Request) -> None:
         try:
             node.enqueue(request)
         except StorageError as error:
@@ -212,10 +268,12 @@ class Shards:
         used = set(slots.values())
         for address in [address for address, node in self._nodes.items() if node not in used]:
             # By then its last requests have been answered or have timed out.
-            leave = partial(self._leave, address, self._nodes.pop(address))
+            self._left.add(node := self._nodes.pop(address))
+            leave = partial(self._leave, address, node)
             asyncio.get_running_loop().call_later(self._connect_timeout, leave)
 
     def _leave(self, address: Address, node: Connection) -> None:
+        self._left.discard(node)
         if address in self._nodes:  # it is back: what is reported is about its new connection
             node.observe(())
         node.abandon()

@@ -134,18 +134,18 @@ class Connection:
 
     def enqueue(self, request: Request) -> None:
         """Send a request that already exists; see `submit`."""
-        batches, timeout = self._batches, request.timeout
+        batches, left = self._batches, request.left
         if batches.wire is None or self._loop is not asyncio.get_running_loop():
             self.open()
             if self.last_error is not None:
                 raise copy(self.last_error)  # each with a traceback of its own
-            if timeout <= self._in_vain:
-                raise self._timed_out(timeout)
+            if left <= self._in_vain:
+                raise self._timed_out(request.timeout)
         now = batches.clock.now()
-        request.deadline = now + timeout
+        request.deadline = now + left
         if len(batches.waiting) + batches.sent >= MAX_WAITING:
             raise QueueFullError(f"{MAX_WAITING} requests already wait for {self.where}")
-        batches.clock.start(timeout)
+        batches.clock.start(left)
         batches.add(request, now)
 
     def open(self) -> None:
@@ -313,7 +313,7 @@ class Connection:
             request.answer(StorageError(text, kind="moved"))
         else:
             request.redirected = True
-            request.timeout = max(request.deadline - self._batches.clock.now(), 0.0)
+            request.left = max(request.deadline - self._batches.clock.now(), 0.0)
             host, port = redirect.address
             if host in ("", "?"):  # the node knows no name of the other: only the port differs
                 host = self.host
@@ -326,7 +326,7 @@ class Connection:
         for request in (*sent, *unsent):
             request.answer(self._timed_out(request.timeout))
         if batches.wire is None:  # nobody else waits that long until it is known how this ends
-            self._in_vain = max([self._in_vain, *(each.timeout for each in unsent)])
+            self._in_vain = max([self._in_vain, *(each.left for each in unsent)])
         for each in self.events:  # here, so that it costs a decision no time
             each.waiting(self.name, batches.size)
         silence = now - batches.last_reply_at

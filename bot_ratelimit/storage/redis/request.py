@@ -12,11 +12,14 @@ from bot_ratelimit.storage.redis.encoding import Command
 class Request:
     """Something that is asked of a server, with the future of its answer."""
 
-    __slots__ = ("asking", "deadline", "future", "item", "redirected", "timeout")
+    __slots__ = ("asking", "deadline", "future", "item", "left", "redirected", "timeout")
 
     def __init__(self, item: Any, timeout: float) -> None:
         self.item = item
         self.timeout = timeout
+        """Seconds that its caller waits."""
+        self.left = timeout
+        """Of these, what the server that is asked next may take."""
         self.deadline = 0.0
         self.future: asyncio.Future[Any] = asyncio.Future()
         self.asking = False

@@ -16,13 +16,14 @@ from bot_ratelimit.storage.redis.driver import Address
 from bot_ratelimit.storage.redis.faults import unreachable
 from bot_ratelimit.storage.redis.wire import Wire
 
-ASK_TIMEOUT: Final = 1.0
-"""The time-out in seconds for the answer of one sentinel."""
+ASK_TIMEOUT: Final = 4.0
+"""The time-out in seconds for the answer of one sentinel, up to seven round trips.
+It is below that of the whole attempt, so that the error names the sentinels."""
 GATHER: Final = 0.1
 """Seconds to wait for the other sentinels after the first answer: it may have missed a failover."""
 CHECK_EVERY: Final = 0.5
 """Seconds between two checks of the primary while a connection to it is being opened."""
-_PASSWORD: Final = "REDIS_SENTINEL_PASSWORD, or sentinel_kwargs"  # noqa: S105 - where one is set
+_PASSWORD: Final = "REDIS_SENTINEL_PASSWORD, ?sentinel_password= or sentinel_kwargs"  # noqa: S105 - where one is set
 
 
 class _Answer(NamedTuple):

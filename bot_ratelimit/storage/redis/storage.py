@@ -161,11 +161,6 @@ class RedisStorage(Storage):
         return RedisTallies(self.execute, prefix)
 
     def _submit(self, item: Item, key: str, timeout: float) -> Awaitable[Any]:
-        if isinstance(self._servers, Shards) and not self._servers.is_reached:
-            return self._reach_and_submit(self._servers, item, key, timeout)
-        return self._servers.holder(key).submit(item, timeout)
-
-    async def _reach_and_submit(self, shards: Shards, item: Item, key: str, timeout: float) -> Any:
-        """Send an item to the first node that answers: those that the client knows may be down."""
-        rest = await shards.reach(timeout)
-        return await shards.holder(key).submit(item, rest)
+        if isinstance(self._servers, Shards):
+            return self._servers.submit(item, key, timeout)
+        return self._servers.submit(item, timeout)
