@@ -84,13 +84,12 @@ class Broadcast(Generic[T]):
         self._workers += [
             asyncio.create_task(self._work(source, outcomes)) for _ in range(in_flight)
         ]
-        running = in_flight
+        ended = asyncio.gather(*self._workers, return_exceptions=True)
+        ended.add_done_callback(lambda _: _wake_up(outcomes))
         patience: float | None = None
         try:
-            while running:
-                if (sent := await outcomes.get()) is None:
-                    running -= 1
-                else:
+            while not (ended.done() and outcomes.empty()):
+                if (sent := await outcomes.get()) is not None:
                     yield sent
             for worker in self._workers:
                 await worker  # which raises if the source failed, or the bot is shutting down
@@ -121,22 +120,18 @@ class Broadcast(Generic[T]):
 
     async def _stop(self) -> None:
         """Stop the workers; requests in progress get no outcome."""
+        self._is_ending = True
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
 
     async def _work(self, chats: AsyncIterator[T], outcomes: asyncio.Queue[Sent[T] | None]) -> None:
-        try:
-            while not self._stars.has_stopped and (found := await self._next(chats)):
-                if (sent := await self._serve(*found)) is not None:
-                    self._progress.add(sent)
-                    if self._is_ending:  # nobody asks for outcomes any more
-                        return
-                    await outcomes.put(sent)
-        finally:
-            task = asyncio.current_task()
-            if task and not task.cancelling() and not self._is_ending:
-                await outcomes.put(None)
+        while not self._stars.has_stopped and (found := await self._next(chats)):
+            if (sent := await self._serve(*found)) is not None:
+                self._progress.add(sent)
+                if self._is_ending:  # nobody asks for outcomes any more
+                    return
+                await outcomes.put(sent)
 
     async def _next(self, chats: AsyncIterator[T]) -> tuple[T] | None:
         """The next chat; None at the end, because a chat that is None gets an outcome, too."""
@@ -219,6 +214,12 @@ def _status(error: Exception, requests: BroadcastScope, caught: bool) -> Status:
     """The status after an error: UNKNOWN if the chat may have got a part, or it another way."""
     status = status_of(error)
     return Status.UNKNOWN if status is Status.FAILED and (requests.left or caught) else status
+
+
+def _wake_up(outcomes: asyncio.Queue[Sent[T] | None]) -> None:
+    """Let a consumer that waits for an outcome see that there will be none."""
+    if outcomes.empty():
+        outcomes.put_nowait(None)
 
 
 async def _iterate(chats: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
