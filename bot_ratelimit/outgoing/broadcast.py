@@ -178,42 +178,73 @@ class Broadcast(Generic[T]):
         """Send; send again only if Telegram has taken nothing."""
         target: Any = chat
         moved: int | None = None
-        waits, caught = iter(_RECONNECT), False
+        waits = iter(_RECONNECT)
         while True:
             try:
-                result = await self._send(target)
-                if requests.error is not None and not requests.left:
-                    caught = True  # by `send`, but the chat got nothing from this bot
-                    raise requests.error
+                result = await self._call(target, requests)
             except StarsSpentError as error:
                 return Sent(chat, Status.UNKNOWN, None, error) if requests.left else None
             except ShuttingDownError:
                 raise
             except TelegramMigrateToChat as error:
                 if moved is not None or requests.left:
-                    status = _status(error, requests, caught)
+                    status = _status(error, requests)
                     return Sent(chat, status, None, error, error.migrate_to_chat_id)
                 target = moved = error.migrate_to_chat_id
             except Exception as error:
-                if not isinstance(error, _EXPECTED) and not self._has_failed:
-                    self._has_failed = True
-                    log.error(
-                        "Broadcast: send(%r) failed; only the first error is logged",
-                        chat,
-                        exc_info=error,
-                    )
                 again = never_left(error) and not requests.left
                 if not again or (wait := next(waits, None)) is None:
-                    return Sent(chat, _status(error, requests, caught), None, error, moved)
+                    return Sent(chat, _status(error, requests), None, error, moved)
                 await self._pacer.sleep(0 if self._pacer.closed else wait)
             else:
                 return Sent(chat, Status.MIGRATED if moved else Status.SENT, result, None, moved)
 
+    async def _call(self, chat: T, requests: BroadcastScope) -> Any:
+        """Call `send`; if the chat got nothing, raise the error of its request, if it had one.
 
-def _status(error: Exception, requests: BroadcastScope, caught: bool) -> Status:
+        `send` may have caught that error, or raised another one in its place.
+        """
+        requests.error, result = None, None
+        try:
+            result = await _run(self._send(chat))
+        except _EXPECTED:
+            raise
+        except Exception as error:
+            self._log(chat, error)
+            if requests.error is None or requests.left:
+                raise
+        else:
+            requests.caught = True
+        if requests.error is not None and not requests.left:
+            raise requests.error
+        return result
+
+    def _log(self, chat: T, error: Exception) -> None:
+        """Log the first bug of `send`, which is not an error of Telegram in another form."""
+        causes = getattr(error, "exceptions", (error.__cause__,))  # of a TaskGroup, all errors
+        if not self._has_failed and not all(isinstance(each, _EXPECTED) for each in causes):
+            self._has_failed = True
+            log.error(
+                "Broadcast: send(%r) failed; only the first error is logged", chat, exc_info=error
+            )
+
+
+async def _run(sending: Awaitable[Any]) -> Any:
+    """Await; what is cancelled in there is an error like others, unless this worker is stopped."""
+    worker: Any = asyncio.current_task()
+    stops = worker.cancelling()
+    try:
+        return await sending
+    except asyncio.CancelledError as error:
+        if worker.cancelling() > stops:
+            raise
+        raise RuntimeError("send awaited something cancelled") from error
+
+
+def _status(error: Exception, requests: BroadcastScope) -> Status:
     """The status after an error: UNKNOWN if the chat may have got a part, or it another way."""
-    status = status_of(error)
-    return Status.UNKNOWN if status is Status.FAILED and (requests.left or caught) else status
+    status, unclear = status_of(error), requests.left or requests.caught
+    return Status.UNKNOWN if status is Status.FAILED and unclear else status
 
 
 def _wake_up(outcomes: asyncio.Queue[Sent[T] | None]) -> None:
