@@ -67,6 +67,7 @@ class Broadcast(Generic[T]):
         self._is_set_up = is_set_up
         self._floods = 0  # how many requests were answered with 429
         self._unknown = 0  # how many chats may have got something when their worker was stopped
+        self._supergroups: set[str] = set()  # those that have it; the list may have an old id, too
         self._turn = asyncio.Lock()
         self._workers: list[asyncio.Task[None]] = []
         self._serving: dict[asyncio.Task[Any] | None, BroadcastScope] = {}
@@ -137,7 +138,8 @@ class Broadcast(Generic[T]):
         """The next chat; None at the end, because a chat that is None gets an outcome, too."""
         async with self._turn:  # an async generator allows one caller at a time
             async for chat in chats:
-                if self._journal is None or chat not in self._journal:
+                is_done = self._journal is not None and chat in self._journal
+                if not is_done and str(chat).strip() not in self._supergroups:
                     return (chat,)
                 self._progress.skipped += 1
         return None
@@ -158,7 +160,7 @@ class Broadcast(Generic[T]):
             requests.error = None  # which knows this frame, and so itself
         if sent is None:
             return None
-        if sent and not requests.left:
+        if sent and sent.error is None and not requests.left:
             if not self._warned:
                 self._warned = True
                 log.warning(
@@ -191,12 +193,16 @@ class Broadcast(Generic[T]):
                     status = _status(error, requests)
                     return Sent(chat, status, None, error, error.migrate_to_chat_id)
                 target = moved = error.migrate_to_chat_id
+                if str(moved) in self._supergroups:
+                    return Sent(chat, Status.MIGRATED, None, error, moved)
             except Exception as error:
                 again = never_left(error) and not requests.left
                 if not again or (wait := next(waits, None)) is None:
                     return Sent(chat, _status(error, requests), None, error, moved)
                 await self._pacer.sleep(0 if self._pacer.closed else wait)
             else:
+                if (name := str(target).strip()).startswith("-100"):
+                    self._supergroups.add(name)
                 return Sent(chat, Status.MIGRATED if moved else Status.SENT, result, None, moved)
 
     async def _call(self, chat: T, requests: BroadcastScope) -> Any:
