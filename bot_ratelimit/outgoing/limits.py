@@ -187,8 +187,8 @@ class OutgoingLimits(BaseRequestMiddleware):
         Args:
             bot: The bot. Bots that share a session need only one call.
             dispatcher: At its shutdown, waiting requests end before the session closes. Without it,
-                call `close` yourself. If a user stops an answer (`stopped_message_generation`), its
-                waiting drafts are dropped.
+                call `close` yourself. Each dispatcher needs OutgoingLimits of its own. If a user
+                stops an answer (`stopped_message_generation`), its waiting drafts are dropped.
 
         Returns:
             This object.
