@@ -67,6 +67,7 @@ class Broadcast(Generic[T]):
         self._is_set_up = is_set_up
         self._floods = 0  # how many requests were answered with 429
         self._unknown = 0  # how many chats may have got something when their worker was stopped
+        self._supergroups: set[str] = set()  # those that have it; the list may have an old id, too
         self._turn = asyncio.Lock()
         self._workers: list[asyncio.Task[None]] = []
         self._serving: dict[asyncio.Task[Any] | None, BroadcastScope] = {}
@@ -84,13 +85,12 @@ class Broadcast(Generic[T]):
         self._workers += [
             asyncio.create_task(self._work(source, outcomes)) for _ in range(in_flight)
         ]
-        running = in_flight
+        ended = asyncio.gather(*self._workers, return_exceptions=True)
+        ended.add_done_callback(lambda _: _wake_up(outcomes))
         patience: float | None = None
         try:
-            while running:
-                if (sent := await outcomes.get()) is None:
-                    running -= 1
-                else:
+            while not (ended.done() and outcomes.empty()):
+                if (sent := await outcomes.get()) is not None:
                     yield sent
             for worker in self._workers:
                 await worker  # which raises if the source failed, or the bot is shutting down
@@ -121,28 +121,25 @@ class Broadcast(Generic[T]):
 
     async def _stop(self) -> None:
         """Stop the workers; requests in progress get no outcome."""
+        self._is_ending = True
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
 
     async def _work(self, chats: AsyncIterator[T], outcomes: asyncio.Queue[Sent[T] | None]) -> None:
-        try:
-            while not self._stars.has_stopped and (found := await self._next(chats)):
-                if (sent := await self._serve(*found)) is not None:
-                    self._progress.add(sent)
-                    if self._is_ending:  # nobody asks for outcomes any more
-                        return
-                    await outcomes.put(sent)
-        finally:
-            task = asyncio.current_task()
-            if task and not task.cancelling() and not self._is_ending:
-                await outcomes.put(None)
+        while not self._stars.has_stopped and (found := await self._next(chats)):
+            if (sent := await self._serve(*found)) is not None:
+                self._progress.add(sent)
+                if self._is_ending:  # nobody asks for outcomes any more
+                    return
+                await outcomes.put(sent)
 
     async def _next(self, chats: AsyncIterator[T]) -> tuple[T] | None:
         """The next chat; None at the end, because a chat that is None gets an outcome, too."""
         async with self._turn:  # an async generator allows one caller at a time
             async for chat in chats:
-                if self._journal is None or chat not in self._journal:
+                is_done = self._journal is not None and chat in self._journal
+                if not is_done and str(chat).strip() not in self._supergroups:
                     return (chat,)
                 self._progress.skipped += 1
         return None
@@ -163,7 +160,7 @@ class Broadcast(Generic[T]):
             requests.error = None  # which knows this frame, and so itself
         if sent is None:
             return None
-        if sent and not requests.left:
+        if sent and sent.error is None and not requests.left:
             if not self._warned:
                 self._warned = True
                 log.warning(
@@ -183,42 +180,83 @@ class Broadcast(Generic[T]):
         """Send; send again only if Telegram has taken nothing."""
         target: Any = chat
         moved: int | None = None
-        waits, caught = iter(_RECONNECT), False
+        waits = iter(_RECONNECT)
         while True:
             try:
-                result = await self._send(target)
-                if requests.error is not None and not requests.left:
-                    caught = True  # by `send`, but the chat got nothing from this bot
-                    raise requests.error
+                result = await self._call(target, requests)
             except StarsSpentError as error:
                 return Sent(chat, Status.UNKNOWN, None, error) if requests.left else None
             except ShuttingDownError:
                 raise
             except TelegramMigrateToChat as error:
                 if moved is not None or requests.left:
-                    status = _status(error, requests, caught)
+                    status = _status(error, requests)
                     return Sent(chat, status, None, error, error.migrate_to_chat_id)
                 target = moved = error.migrate_to_chat_id
+                if str(moved) in self._supergroups:
+                    return Sent(chat, Status.MIGRATED, None, error, moved)
             except Exception as error:
-                if not isinstance(error, _EXPECTED) and not self._has_failed:
-                    self._has_failed = True
-                    log.error(
-                        "Broadcast: send(%r) failed; only the first error is logged",
-                        chat,
-                        exc_info=error,
-                    )
                 again = never_left(error) and not requests.left
                 if not again or (wait := next(waits, None)) is None:
-                    return Sent(chat, _status(error, requests, caught), None, error, moved)
+                    return Sent(chat, _status(error, requests), None, error, moved)
                 await self._pacer.sleep(0 if self._pacer.closed else wait)
             else:
+                if (name := str(target).strip()).startswith("-100"):
+                    self._supergroups.add(name)
                 return Sent(chat, Status.MIGRATED if moved else Status.SENT, result, None, moved)
 
+    async def _call(self, chat: T, requests: BroadcastScope) -> Any:
+        """Call `send`; if the chat got nothing, raise the error of its request, if it had one.
 
-def _status(error: Exception, requests: BroadcastScope, caught: bool) -> Status:
+        `send` may have caught that error, or raised another one in its place.
+        """
+        requests.error, result = None, None
+        try:
+            result = await _run(self._send(chat))
+        except _EXPECTED:
+            raise
+        except Exception as error:
+            self._log(chat, error)
+            if requests.error is None or requests.left:
+                raise
+        else:
+            requests.caught = True
+        if requests.error is not None and not requests.left:
+            raise requests.error
+        return result
+
+    def _log(self, chat: T, error: Exception) -> None:
+        """Log the first bug of `send`, which is not an error of Telegram in another form."""
+        causes = getattr(error, "exceptions", (error.__cause__,))  # of a TaskGroup, all errors
+        if not self._has_failed and not all(isinstance(each, _EXPECTED) for each in causes):
+            self._has_failed = True
+            log.error(
+                "Broadcast: send(%r) failed; only the first error is logged", chat, exc_info=error
+            )
+
+
+async def _run(sending: Awaitable[Any]) -> Any:
+    """Await; what is cancelled in there is an error like others, unless this worker is stopped."""
+    worker: Any = asyncio.current_task()
+    stops = worker.cancelling()
+    try:
+        return await sending
+    except asyncio.CancelledError as error:
+        if worker.cancelling() > stops:
+            raise
+        raise RuntimeError("send awaited something cancelled") from error
+
+
+def _status(error: Exception, requests: BroadcastScope) -> Status:
     """The status after an error: UNKNOWN if the chat may have got a part, or it another way."""
-    status = status_of(error)
-    return Status.UNKNOWN if status is Status.FAILED and (requests.left or caught) else status
+    status, unclear = status_of(error), requests.left or requests.caught
+    return Status.UNKNOWN if status is Status.FAILED and unclear else status
+
+
+def _wake_up(outcomes: asyncio.Queue[Sent[T] | None]) -> None:
+    """Let a consumer that waits for an outcome see that there will be none."""
+    if outcomes.empty():
+        outcomes.put_nowait(None)
 
 
 async def _iterate(chats: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:

@@ -8,11 +8,11 @@ import os
 import sys
 from io import FileIO
 from pathlib import Path
-from typing import Final
+from typing import Final, SupportsIndex
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.outgoing.sent import Status
-from bot_ratelimit.rules.checks import check_flag
+from bot_ratelimit.rules.checks import check_flag, describe_type
 
 if sys.platform == "win32":
     import msvcrt
@@ -47,6 +47,8 @@ class Journal:
     to which something was sent. Chats that end with `leaving` may or may not have got it; these are
     `in_flight`. (After a power failure, data that the system had not written yet is missing.)
 
+    Chats are ids: numbers, or text, in which blanks and line ends at the sides mean nothing.
+
     While a broadcast runs, the file is locked, so that no other broadcast uses it.
 
     Args:
@@ -71,7 +73,7 @@ class Journal:
         self._read()
 
     def __contains__(self, chat: object) -> bool:
-        return str(chat) in self.done
+        return _name(chat) in self.done
 
     def open(self) -> None:
         """Begin a broadcast: keep others from using the file, and log what is in flight.
@@ -111,7 +113,7 @@ class Journal:
         if is_late:
             self.open()
         if self._file is not None:
-            line = f"{chat} {word}\n".encode()
+            line = f"{_name(chat)} {word}\n".encode()
             if (written := self._file.write(line)) != len(line):
                 self._file.truncate(self._file.tell() - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
@@ -134,10 +136,10 @@ class Journal:
         begun: dict[str, None] = {}
         for number, line in enumerate(text[:whole].split(b"\n")[:-1], 1):
             chat, _, word = line.decode(errors="replace").strip().rpartition(" ")
-            if not chat or word not in _WORDS:
+            if word not in _WORDS:
                 raise ConfigError(
-                    f"the journal {self.path}: line {number} is not a line of a journal; "
-                    "give the path of a new file"
+                    f"the journal {self.path}: line {number} is not a line of a journal; give the "
+                    "path of the right file, or of a new one: then every chat gets the message"
                 )
             if word == LEAVING:
                 begun[chat] = None
@@ -161,6 +163,16 @@ class Journal:
             named,
             f" and {more} more" if more > 0 else "",
         )
+
+
+def _name(chat: object) -> str:
+    """The id as text on one line, the same for a number and for a line of a file."""
+    if not isinstance(chat, (int, str, SupportsIndex, type(None))):  # the third one takes 10 µs
+        raise ConfigError(
+            f"a chat is {describe_type(chat)}: the journal needs ids in chats, for example "
+            "[user.id for user in users]"
+        )
+    return " ".join(str(chat).split())
 
 
 def _chat(text: str) -> int | str:

@@ -170,14 +170,13 @@ class OutgoingLimits(BaseRequestMiddleware):
         """
         settings = settings or Settings()
         overrides = {**settings.file.outgoing, **overrides}
-        if "limiter" in overrides or "redis_client" in overrides:
+        if overrides.get("limiter") is not None:
             return cls(**overrides)
-        limiter = Limiter(
-            settings.storage(),
-            key_prefix=overrides.pop("key_prefix", settings.redis_key_prefix),
-            on_error="memory",
-            timeout=TIMEOUT,
-        )
+        overrides.pop("limiter", None)
+        prefix = overrides.pop("key_prefix", settings.redis_key_prefix)
+        if "redis_client" in overrides:
+            return cls(key_prefix=prefix, **overrides)
+        limiter = Limiter(settings.storage(), key_prefix=prefix, on_error="memory", timeout=TIMEOUT)
         limits = cls(limiter=limiter, **overrides)
         limits._closes = True
         return limits
@@ -188,8 +187,8 @@ class OutgoingLimits(BaseRequestMiddleware):
         Args:
             bot: The bot. Bots that share a session need only one call.
             dispatcher: At its shutdown, waiting requests end before the session closes. Without it,
-                call `close` yourself. If a user stops an answer (`stopped_message_generation`), its
-                waiting drafts are dropped.
+                call `close` yourself. Each dispatcher needs OutgoingLimits of its own. If a user
+                stops an answer (`stopped_message_generation`), its waiting drafts are dropped.
 
         Returns:
             This object.

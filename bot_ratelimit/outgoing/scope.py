@@ -20,6 +20,8 @@ class BroadcastScope:
         """How many requests Telegram may have taken, without those that it refused."""
         self.error: Exception | None = None
         """The last error of a request; `send` may have caught it."""
+        self.caught = False
+        """Whether `send` has returned, in spite of that error."""
         self.floods = 0
         """How many were answered with 429."""
         self._chat, self._journal, self._stars = chat, journal, stars

@@ -34,9 +34,9 @@ class Status(Enum):
                   sent again
     ============  ==================================================================
 
-    If `send` catches the error of a request and sends nothing else through this bot, the outcome is
-    `BLOCKED` or `GONE` as without it, but `UNKNOWN` in place of `FAILED`: it may have sent the
-    message another way.
+    If `send` raises another error in place of that of a request, or an `ExceptionGroup`, and sends
+    nothing else through this bot, the outcome is that of the request. So it is if `send` catches
+    the error, but with `UNKNOWN` in place of `FAILED`: it may have sent the message another way.
     """
 
     SENT = "sent"
@@ -55,7 +55,8 @@ class Sent(Generic[T]):
         chat: The chat, as it was given to `OutgoingLimits.broadcast`.
         status: What happened.
         result: What `send` returned; None unless it returned.
-        error: What `send` raised, or caught if the chat got nothing; None without an error.
+        error: What `send` raised. If the chat got nothing, the error of a request, which `send` may
+            have caught or replaced; None without an error.
         moved_to: Id of the supergroup that the group has become; None unless it has.
     """
 

@@ -138,12 +138,19 @@ async def test_from_settings(environment: pytest.MonkeyPatch, tmp_path: Path) ->
     Only its own client is closed.
     """
     environment.setenv("REDIS_KEY_PREFIX", "mine")
-    outgoing = OutgoingLimits.from_settings(per_chat="2/s")
+    outgoing = OutgoingLimits.from_settings(per_chat="2/s", limiter=None)
     assert (outgoing.limiter.key_prefix, outgoing.limiter.storage.source) == ("mine", "memory")
     environment.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
     outgoing = OutgoingLimits.from_settings(Settings(), key_prefix="other")
     assert (outgoing.limiter.key_prefix, outgoing.limiter.storage.source) == ("other", "redis")
     await outgoing.close()
+    for client in (FakeAsyncRedis(), None):
+        outgoing = OutgoingLimits.from_settings(redis_client=client)
+        source = "redis" if client else "memory"
+        assert (outgoing.limiter.key_prefix, outgoing.limiter.storage.source) == ("mine", source)
+    outgoing = OutgoingLimits.from_settings(redis_client=FakeAsyncRedis(), key_prefix="other")
+    assert outgoing.limiter.key_prefix == "other"
+    assert OutgoingLimits.from_settings(limiter=None).limiter.storage.source == "redis"
     (tmp_path / "limits.toml").write_text('[outgoing]\nper_chat = "2/s"\nretries = 7\n')
     environment.setenv("RATE_LIMIT_FILE", "limits.toml")
     limiter = Limiter(MemoryStorage())
