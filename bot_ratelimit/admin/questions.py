@@ -80,13 +80,15 @@ def counted(view: SubjectView, rules: Sequence[RuleView]) -> list[CountView]:
     return [
         each
         for each in view.counts
-        if each.rule not in shared and (each.remaining != each.capacity or not each.allowed)
+        if each.rule not in shared
+        and (each.remaining is None or each.remaining != each.capacity or not each.allowed)
     ]
 
 
 def _forgotten(words: Words, each: CountView) -> Marked:
     if each.remaining is None or each.capacity is None:
-        return words("{rule}: the count is deleted.", rule=code(each.rule, 100))
+        text = "{rule}: the count is deleted, if there is one."
+        return words(text, rule=code(each.rule, 100))
     text = "{rule}: {used} of {capacity} used. The count is deleted."
     used = each.capacity - each.remaining
     return words(text, rule=code(each.rule, 100), used=used, capacity=each.capacity)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bot_ratelimit import Penalty
+from bot_ratelimit import Penalty, Rule, Scope, Subject
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.fields import checked
 from bot_ratelimit.admin.operations import OPERATIONS
@@ -16,13 +16,22 @@ from bot_ratelimit.storage.base import Storage
 
 from .web import running_bot
 
+ANNA = Subject(user=42, chat=42)
 
-async def asked(control: Control, name: str, **given: Any) -> list[str]:
+
+async def asked(control: Control, name: str, /, **given: Any) -> list[str]:
     """What an operation asks first, in sentences."""
     operation = OPERATIONS[name]
     assert operation.ask is not None
     question = await operation.ask(control, ENGLISH, checked(operation.fields, given))
     return [plain(point) for point in question.points]
+
+
+async def told(control: Control, name: str, /, **given: Any) -> list[str]:
+    """What is shown of an operation, without its table."""
+    operation = OPERATIONS[name]
+    found = await operation.act(control, checked(operation.fields, given))
+    return [plain(line) for line in operation.sheet(ENGLISH, found).lines]
 
 
 @pytest.mark.parametrize("penalty", [Penalty("2/h", "2h"), None])
@@ -48,3 +57,67 @@ async def test_a_penalty_that_is_given_is_in_force(
         await site.send(9)
         (ban,) = await control.bans()
         assert ban.by == "penalty"
+
+
+def by_plan(subject: Subject) -> str:
+    return "2/h sliding"
+
+
+FUNCTIONS = (
+    (Rule(by_plan), "user"),
+    (Rule("2/h", lambda subject: "acme", name="firm"), "firm:custom"),
+)
+
+
+@pytest.mark.parametrize(("rule", "name"), FUNCTIONS)
+async def test_what_a_function_decides_is_not_known_to_operators(
+    storage: Storage, rule: Rule, name: str
+) -> None:
+    """`show` and `try` do not say that a user is allowed whom the bot refuses."""
+    async with running_bot(storage, rules=[rule, Rule("9/h", Scope.CHAT)]) as site:
+        assert await site.send(3) == 2
+        control = site.control
+        unknown = f"Not known here: {name}. A function in the bot's code decides, and may refuse."
+        shown = await told(control, "show", id=42)
+        assert "User 42: allowed by the limits that are known here" in shown
+        assert unknown in shown
+        assert await told(control, "try", id=42) == ["Allowed: 7 left of chat (9/hour).", unknown]
+        assert (await control.try_(ANNA)).unknown == (name,)
+        await control.set_rule("chat", off=True)
+        await site.obey()
+        known = "Allowed by the limits that are known here."
+        assert await told(control, "try", id=42) == [known, unknown]
+        await control.set_rule(name, off=True)
+        await site.obey()
+        assert await told(control, "try", id=42) == ["Allowed: no limit applies."]
+        await control.changes.set_exempt(42, True)
+        assert "Not known" not in " ".join(await told(control, "show", id=42))
+
+
+async def test_counts_by_a_function_are_forgiven_as_told(storage: Storage) -> None:
+    """Operators are told that a count is deleted where only the bot knows whether there is one."""
+    async with running_bot(storage, rules=[by_plan]) as site:
+        await site.send(3)
+        points = await asked(site.control, "forgive", id=42)
+        assert points[0] == "user: the count is deleted, if there is one."
+        assert "user" in await site.control.forgive(ANNA)
+        assert await site.send(1) == 1
+
+
+async def test_a_function_that_comes_back_into_force_is_named(storage: Storage) -> None:
+    """Undoing a live limit, or rolling it back, tells which function decides then."""
+    async with running_bot(storage, rules=[by_plan]) as site:
+        control = site.control
+        await control.set_rule("user", "5/h", shadow=True)
+        await site.obey()
+        back = "user: 5/hour (trial) -> by by_plan"
+        assert (await asked(control, "set", name="user", default=True))[0] == back
+        assert (await asked(control, "rollback"))[0] == back
+        (view, *_) = await control.limits()
+        assert (view.limit, view.function, view.otherwise) == ("5/hour", "by_plan", None)
+        rows = OPERATIONS["limits"].sheet(ENGLISH, await control.config()).rows
+        assert plain(rows[0][-1]) == "from live, otherwise by by_plan"
+        await control.changes.rollback()
+        changed = ("user: 5/hour (trial) -> by by_plan",)
+        assert (await control.history())[0].changed == changed
+        assert (await control.audit())[0].changed == changed
