@@ -121,3 +121,27 @@ async def test_a_function_that_comes_back_into_force_is_named(storage: Storage) 
         changed = ("user: 5/hour (trial) -> by by_plan",)
         assert (await control.history())[0].changed == changed
         assert (await control.audit())[0].changed == changed
+
+
+async def test_whether_counts_are_kept_is_told(storage: Storage) -> None:
+    """They are not where the algorithm changes, nor of a handler that gets its first limit."""
+    kept = "Counts are kept: users above the new limit have to wait."
+    zero = "Counts are not kept: everybody starts from zero."
+    unknown = "Counts are kept if the function in the bot's code uses the same algorithm."
+    rules = [Rule("4/day"), Rule(by_plan, name="plan", shadow=True)]
+    async with running_bot(storage, rules=rules) as site:
+        (handler,) = (await site.control.instances())[0].handlers
+        for name, limit, what in (
+            ("user", "2/day", kept),
+            ("user", "2/day in Europe/Moscow", kept),
+            ("user", "2/day sliding", zero),
+            ("user", "2/day burst 3", zero),
+            ("plan", "2/day", unknown),
+            (handler, "2/day", zero),
+        ):
+            points = await asked(site.control, "set", name=name, limit=limit)
+            assert [each for each in points if "Counts" in each] == [what]
+        assert await site.send(9) == 4
+        await site.control.set_rule("user", "2/day sliding")
+        await site.obey()
+        assert await site.send(9) == 2
