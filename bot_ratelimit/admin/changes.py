@@ -201,7 +201,12 @@ class Changes:
         if version != 0 and version not in known:
             listed = ", ".join(map(str, sorted({0, *known})))
             raise ConfigError(f"there is no version {version} to roll back to: expected {listed}")
-        return RollbackPreview(known.get(version, Overrides()), live, is_invalid)
+        now = await self._documents.now()
+        target, live = (
+            each if each.off_until > now else replace(each, off_until=0.0, off_by="")
+            for each in (known.get(version, Overrides()), live)
+        )
+        return RollbackPreview(target, live, is_invalid)
 
     async def _change(
         self,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bot_ratelimit import Penalty, Rule, Scope, Subject
+from bot_ratelimit import Limiter, Penalty, Rule, Scope, Subject
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.fields import checked
 from bot_ratelimit.admin.operations import OPERATIONS
@@ -145,3 +145,19 @@ async def test_whether_counts_are_kept_is_told(storage: Storage) -> None:
         await site.control.set_rule("user", "2/day sliding")
         await site.obey()
         assert await site.send(9) == 2
+
+
+async def test_a_rollback_does_not_bring_back_a_pause_that_is_over(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version in which all limits were off until a time that is past has them on."""
+    control = Control(Limiter(storage, timeout=5), "anna", patience=0)
+    monkeypatch.setattr("bot_ratelimit.admin.changes.check_pause", lambda how_long: -1.0)
+    await control.changes.pause("1m")
+    await control.changes.resume()
+    await control.changes.set_exempt(42, True)
+    points = await asked(control, "rollback", version=1)
+    assert (points[0], points[1][:9]) == ("exempt: 42 removed", "Version 1")
+    assert (await control.changes.rollback(1)).off_until == 0
+    assert (await control.audit())[0].changed == ("exempt: 42 removed",)
+    await control.limiter.close()
