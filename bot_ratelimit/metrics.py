@@ -22,7 +22,7 @@ except ModuleNotFoundError as missing:
     ) from None
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.checks import check_prefix
+from bot_ratelimit.rules.checks import check_prefix, describe_type
 from bot_ratelimit.series import SERIES, SeriesObserver
 
 _DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -53,13 +53,19 @@ class PrometheusMetrics(SeriesObserver):
             share a process, give each an object with its own.
 
     Raises:
-        ConfigError: The registry already has these metrics, or the prefix is no key prefix.
+        ConfigError: The registry already has these metrics or is none, or the prefix is no key
+            prefix.
     """
 
     def __init__(
         self, registry: CollectorRegistry = REGISTRY, *, prefix: str | None = None
     ) -> None:
-        self._prefix = () if prefix is None else (check_prefix(prefix),)
+        if not isinstance(registry, CollectorRegistry):
+            raise ConfigError(
+                f"registry is {describe_type(registry)}: expected a CollectorRegistry; a key "
+                "prefix goes into prefix="
+            )
+        self._prefix = () if prefix is None else (check_prefix(prefix, "prefix"),)
         self._families = _families_of(registry, prefix)
         for name, series in SERIES.items():
             if not series.labels:

@@ -300,6 +300,11 @@ async def test_bots_in_one_process_have_a_prefix_each(registry: CollectorRegistr
     for taken, prefix in ((registry, "shop"), (registry, None), (alone, None), (alone, "shop")):
         with pytest.raises(ConfigError, match=told):
             PrometheusMetrics(taken, prefix=prefix)
+    wrong: Any = "shop"
+    with pytest.raises(ConfigError, match=r"registry is a str: .* a key prefix goes into prefix="):
+        PrometheusMetrics(wrong)
+    with pytest.raises(ConfigError, match=r"^prefix='a b': expected 1 to 128 characters"):
+        PrometheusMetrics(CollectorRegistry(), prefix="a b")
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

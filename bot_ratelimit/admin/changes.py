@@ -11,7 +11,7 @@ from typing import Any, Final
 from bot_ratelimit.admin.views import Entry, RollbackPreview, RuleView
 from bot_ratelimit.admin.wording import differences
 from bot_ratelimit.config.live import EVERY, HISTORY, live_key
-from bot_ratelimit.config.overrides import Overrides
+from bot_ratelimit.config.overrides import Overrides, is_penalty
 from bot_ratelimit.config.tables import penalty_of
 from bot_ratelimit.errors import ConfigError, RateLimitError
 from bot_ratelimit.limiter.limiter import Limiter
@@ -121,12 +121,20 @@ class Changes:
     async def set_penalty(
         self, after: str | None, ban: str = "15m", *, if_version: int | None = None, **options: Any
     ) -> Overrides:
-        """Change or add the ban for users who keep sending; None undoes the change."""
+        """Change or add the ban for users who keep sending; None undoes the change.
+
+        Either way it is in force afterwards, also if operators have switched it off.
+        """
         table = None if after is None else {"after": after, "ban": ban, **options}
         if table is not None:
             penalty_of(table)
         what = "penalty as configured" if table is None else f"penalty {ban} after {after}"
-        return await self._change(what, lambda live: replace(live, penalty=table), if_version)
+
+        def alter(live: Overrides) -> Overrides:
+            rules = {name: each for name, each in live.rules.items() if not is_penalty(name)}
+            return replace(live, penalty=table, rules=rules)
+
+        return await self._change(what, alter, if_version)
 
     async def set_exempt(
         self, id_: int, exempt: bool, *, if_version: int | None = None
@@ -193,7 +201,12 @@ class Changes:
         if version != 0 and version not in known:
             listed = ", ".join(map(str, sorted({0, *known})))
             raise ConfigError(f"there is no version {version} to roll back to: expected {listed}")
-        return RollbackPreview(known.get(version, Overrides()), live, is_invalid)
+        now = await self._documents.now()
+        target, live = (
+            each if each.off_until > now else replace(each, off_until=0.0, off_by="")
+            for each in (known.get(version, Overrides()), live)
+        )
+        return RollbackPreview(target, live, is_invalid)
 
     async def _change(
         self,

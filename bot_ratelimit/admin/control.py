@@ -107,6 +107,7 @@ class Control(Reports):
             ban,
             await self._refused(subject, seen.instances),
             tuple(found),
+            _unknown(view for view in seen.rules if view.name in general),
         )
 
     async def try_(self, subject: Subject, name: str | None = None) -> Trial:
@@ -127,12 +128,14 @@ class Control(Reports):
             for view in seen.rules
             if (view.ban_ms or (view.where == EVERYWHERE if name is None else view.name == name))
         ]
-        found = [view.rule() for view in chosen if not view.off and view.limit is not None]
+        found = [view.rule() for view in chosen if not view.off and view.is_known]
         rules = [rule for rule in found if rule is not None]
+        unknown = _unknown(chosen)
         decision = answered(await self.limiter.peek(rules or NO_LIMIT, subject))
         # A penalty limits nobody who is not refused already.
         is_free = decision.allowed and not decision.rule.tells_left
-        return Trial(None if is_free or decision.source == "none" else decision)
+        is_free = is_free or decision.source == "none"
+        return Trial(None if is_free else decision, unknown=unknown)
 
     async def forgive(self, subject: Subject, names: Iterable[str] = ()) -> tuple[str, ...]:
         """Delete the counts of a user or chat; returns the names of the rules that had counts.
@@ -279,6 +282,11 @@ class Control(Reports):
 
     async def _note(self, what: str, subject: Subject, changed: Iterable[str]) -> None:
         await self._audit.note(f"{what} {plain(who(ENGLISH, subject))}", changed)
+
+
+def _unknown(rules: Iterable[RuleView]) -> tuple[str, ...]:
+    """Those that may refuse, but only the bot knows."""
+    return tuple(each.name for each in rules if not (each.is_known or each.off or each.shadow))
 
 
 def _bans(bans: Sequence[Ban]) -> str:

@@ -20,6 +20,10 @@ from bot_ratelimit.limiter.arguments import check_ban_length, check_text
 from bot_ratelimit.rules.rule import Subject
 
 _FOREVER: Final = frozenset({"forever", "навсегда"})
+_MISSING: Final = {
+    "id": "expected the id of a user, or the negative id of a chat",
+    "name": "expected the name of a rule",
+}
 _DIGITS: Final = re.compile(r"-?[0-9]{1,17}", re.ASCII)
 
 
@@ -96,8 +100,8 @@ def checked(kind: type[_Fields], given: Mapping[str, Any]) -> _Fields:
     first, text = errors[0], f"{wrong[0]['field']}: {wrong[0]['problem']}"
     if first["loc"] == ("id",):  # which the front ends call by different names
         text = wrong[0]["problem"]
-        if first["type"] == "missing":
-            text = "expected the id of a user, or the negative id of a chat"
+    if first["type"] == "missing":
+        text = _MISSING.get(wrong[0]["field"], text)
     reason = first.get("ctx", {}).get("error")
     raise FieldError(str(reason) if isinstance(reason, ConfigError) else text, wrong)
 

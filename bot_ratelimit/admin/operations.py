@@ -164,7 +164,7 @@ _CHANGES: Final = (
     Operation("unban", "Lift the ban of a user or a chat, also one by a penalty.",
               _unban, questions.unbanned, fields.Target, questions.unban,
               ("DELETE api/bans/{id}",), value=lambda found: {"unbanned": found.was_banned}),
-    Operation("set", "Change a rule on every instance; counts stay.",
+    Operation("set", "Change a rule on every instance.",
               lambda control, sent: control.set_rule(
                   sent.name, if_version=sent.if_version, **sent.change),
               _changed, fields.Limit, questions.limit, ("PATCH api/limits/{name}",)),

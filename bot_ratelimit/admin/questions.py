@@ -19,6 +19,7 @@ from bot_ratelimit.config.report import EVERYWHERE, report_of
 from bot_ratelimit.config.tables import penalty_of
 from bot_ratelimit.errors import RateLimitError
 from bot_ratelimit.limiter.arguments import check_ban_length
+from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.rule import Scope, Subject
 from bot_ratelimit.storage.banlist import Ban
 
@@ -80,13 +81,15 @@ def counted(view: SubjectView, rules: Sequence[RuleView]) -> list[CountView]:
     return [
         each
         for each in view.counts
-        if each.rule not in shared and (each.remaining != each.capacity or not each.allowed)
+        if each.rule not in shared
+        and (each.remaining is None or each.remaining != each.capacity or not each.allowed)
     ]
 
 
 def _forgotten(words: Words, each: CountView) -> Marked:
     if each.remaining is None or each.capacity is None:
-        return words("{rule}: the count is deleted.", rule=code(each.rule, 100))
+        text = "{rule}: the count is deleted, if there is one."
+        return words(text, rule=code(each.rule, 100))
     text = "{rule}: {used} of {capacity} used. The count is deleted."
     used = each.capacity - each.remaining
     return words(text, rule=code(each.rule, 100), used=used, capacity=each.capacity)
@@ -184,11 +187,21 @@ async def limit(control: Control, words: Words, sent: fields.Limit) -> Question:
         points.append(words("This limit refuses nobody any more. It still counts."))
     elif before.shadow and not after.shadow:
         points.append(words("This limit refuses again."))
-    if after.limit != before.limit:
-        points.append(words("Counts are kept: users above the new limit have to wait."))
+    if after.limit != before.limit and not (after.is_given and after.limit is None):
+        points.append(words(_counts(before, after)))
     points += _obeyed_soon(words, seen.version, seen.instances)
     text = words("Change {name}?", name=code(sent.name, 100))
     return Question(text, words("Change"), [*change, *points], seen.version)
+
+
+def _counts(before: RuleView, after: RuleView) -> str:
+    """What becomes of the counts of a rule whose limit changes."""
+    limits = [Limit.parse(each.limit) for each in (before, after) if each.limit is not None]
+    if len(limits) == 1 and not before.is_given:
+        return "Counts are kept if the function in the bot's code uses the same algorithm."
+    if len(limits) == 2 and limits[0].key_part == limits[1].key_part:
+        return "Counts are kept: users above the new limit have to wait."
+    return "Counts are not kept: everybody starts from zero."
 
 
 async def _seen(control: Control, words: Words) -> tuple[Overrides, list[Marked]]:

@@ -77,9 +77,12 @@ def limits(words: Words, view: ConfigView) -> Sheet:
 
 def _origin(words: Words, view: RuleView) -> Marked:
     origin = words(f"from {view.origin}")
-    if view.otherwise is None or view.otherwise == view.limit:
+    otherwise: str | None = view.otherwise
+    if view.function:
+        otherwise = words("by {function}", function=code(view.function, 100))
+    if view.limit is None or otherwise in (None, view.limit):
         return origin
-    return words("{origin}, otherwise {limit}", origin=origin, limit=view.otherwise)
+    return words("{origin}, otherwise {limit}", origin=origin, limit=otherwise)
 
 
 def _live(words: Words, view: ConfigView) -> Marked:
@@ -147,12 +150,16 @@ def subject(words: Words, view: SubjectView) -> Sheet:
         lines.append(words("Refused in the last 24 hours: {count}", count=view.refused))
     if view.banned is not None:
         lines.append(words("Banned {ban}", ban=ban_words(words, view.banned)))
+    if view.allowed and not view.exempt and not view.off_until:
+        lines += _unknown(words, view.unknown)
     rows = []
     for each in view.counts:
         left = words("{left} of {capacity} left", left=each.remaining, capacity=each.capacity)
         free = words("in {wait}", wait=words.duration(each.retry_after))
-        rows.append((code(each.rule, 100), "?" if each.remaining is None else left,
-                     words("now") if each.allowed else free, code(each.key)))  # fmt: skip
+        told = (left, words("now") if each.allowed else free)
+        if each.remaining is None:
+            told = Marked("?"), Marked("?")
+        rows.append((code(each.rule, 100), *told, code(each.key)))
     head = [words(name) for name in ("RULE", "LEFT", "ALLOWED", "KEY")]
     return Sheet(lines, head, rows)
 
@@ -162,7 +169,8 @@ def _verdict(words: Words, view: SubjectView) -> Marked:
         ban = "exempt from all limits, so the ban does not apply"
         return words("exempt from all limits" if view.banned is None else ban)
     if view.allowed:
-        return words("allowed")
+        is_known = not view.unknown or view.off_until
+        return words("allowed" if is_known else "allowed by the limits that are known here")
     if view.banned is not None:
         return words("banned")
     return words("refused, allowed again in {wait}", wait=words.duration(view.retry_after))
@@ -175,6 +183,7 @@ def trial(words: Words, found: Trial) -> Sheet:
         text = joined([words("Allowed."), paused(words, found.off_until)], " ")
     elif decision is None:
         text = words("Allowed: exempt from all limits." if found.exempt
+                     else "Allowed by the limits that are known here." if found.unknown
                      else "Allowed: no limit applies.")  # fmt: skip
     elif decision.allowed:
         text = words("Allowed: {left} left of {rule}.", left=decision.remaining,
@@ -186,13 +195,21 @@ def trial(words: Words, found: Trial) -> Sheet:
     else:
         text = words("Refused by {rule}, for {wait}.", rule=_rule(words, decision.rule),
                      wait=words.duration(decision.retry_after))  # fmt: skip
-    return Sheet([text])
+    return Sheet([text, *(_unknown(words, found.unknown) if found.allowed else ())])
+
+
+def _unknown(words: Words, rules: Sequence[str]) -> list[Marked]:
+    """Which rules may refuse as well."""
+    text = "Not known here: {rules}. A function in the bot's code decides, and may refuse."
+    names = joined(code(name, 100) for name in rules)
+    return [words(text, rules=names)] if rules else []
 
 
 def trial_value(found: Trial) -> Any:
     """The same for programs: the fields of the decision, if there is one."""
     decision = {"allowed": True} if found.decision is None else plain_json(found.decision)
-    return {**decision, "exempt": found.exempt, "off_until": found.off_until}
+    more = {"exempt": found.exempt, "off_until": found.off_until, "unknown": found.unknown}
+    return {**decision, **more}
 
 
 def history_value(found: Sequence[Version]) -> Any:

@@ -41,7 +41,7 @@ class RuleView:
     """The length of a penalty's ban; 0 for every other rule."""
     longest_ms: int = 0
     function: str | None = None
-    """The function in the bot's code that decides, if one does."""
+    """The function in the bot's code that decides, without a live limit at least."""
     is_given: bool = False
     """Whether operators gave it to a handler that has no limit of its own otherwise."""
     otherwise_shadow: bool | None = None
@@ -54,6 +54,11 @@ class RuleView:
         if item.get("is_given"):
             report |= {"otherwise": None, "otherwise_shadow": None}
         return cls(**{name: each for name, each in report.items() if name in cls.__slots__})
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its counts can be judged outside the bot: no function says who has which."""
+        return self.limit is not None and self.scope is not None
 
     @classmethod
     def of_handler(cls, name: str) -> RuleView:
@@ -148,7 +153,7 @@ class CountView:
     key: str
     limit: str | None
     allowed: bool
-    """Whether this rule would allow one more now."""
+    """Whether this rule would allow one more now; says nothing if `remaining` is None."""
     remaining: int | None
     """How much more could be charged now; None where only the bot's code knows the limit."""
     capacity: int | None
@@ -175,6 +180,8 @@ class SubjectView:
     """How often the user was refused in the last 24 hours; None unless the bot is known to count
     that, and for a user who is not among the 1000 who were refused most often in an hour."""
     counts: tuple[CountView, ...]
+    unknown: tuple[str, ...] = ()
+    """Rules for every handler that may refuse as well: a function in the bot's code decides."""
 
 
 Status = Literal["healthy", "degraded", "unhealthy"]
@@ -226,6 +233,8 @@ class Trial:
     exempt: bool = False
     off_until: float = 0.0
     """Until when all limits are off, in Unix seconds; 0 if they are not."""
+    unknown: tuple[str, ...] = ()
+    """Rules that may refuse as well: a function in the bot's code decides."""
 
     @property
     def allowed(self) -> bool:

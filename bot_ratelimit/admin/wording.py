@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from bot_ratelimit.admin.views import RuleView
-from bot_ratelimit.admin.words import Marked, Words, code, joined, moment
+from bot_ratelimit.admin.words import Marked, Words, code, joined, moment, plain
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.banlist import Ban
@@ -71,7 +71,7 @@ def as_changed(view: RuleView, live: Overrides) -> RuleView:
     """A rule as this version has it, even if the instances have not read that version yet."""
     change = live.rules.get(view.name, {})
     limit = view.limit if view.otherwise is None else view.otherwise
-    limit = None if view.is_given else limit
+    limit = None if view.is_given or view.function else limit
     shadow = view.shadow if view.otherwise_shadow is None else view.otherwise_shadow
     off = bool(change.get("off"))
     if view.ban_ms:
@@ -111,7 +111,7 @@ def differences(
 def _rule(live: Overrides, name: str, known: Mapping[str, RuleView]) -> str:
     change = live.rules.get(name, {})
     if name in known and (change or not known[name].is_given):
-        return limit_of(ENGLISH, as_changed(known[name], live))
+        return plain(limit_of(ENGLISH, as_changed(known[name], live)))
     words = [str(change["limit"])] if "limit" in change else []
     words += [word for word, on in (("trial", "shadow"), ("off", "off")) if change.get(on)]
     return " ".join(words) or "as configured"

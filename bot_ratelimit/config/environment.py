@@ -30,7 +30,7 @@ _LINE_END: Final = re.compile(r"[\r\n]")
 
 
 def warn_of_strange_names(known: Collection[str], file: Path | None) -> None:
-    """Log a WARNING for each variable with nearly a known name, once in this process.
+    """Log a WARNING for each variable named like ours that is not known, once in this process.
 
     Args:
         known: The names of our variables, in upper case.
@@ -44,12 +44,11 @@ def warn_of_strange_names(known: Collection[str], file: Path | None) -> None:
         upper = name.upper()
         if upper in known:
             continue
-        cutoff = 0 if _OURS.match(upper) else _NEAR
-        if near := get_close_matches(upper, known, n=1, cutoff=cutoff):
+        near = get_close_matches(upper, known, n=1, cutoff=_NEAR)
+        if near or _OURS.match(upper):
             shown = ascii(name)[1:-1]  # a letter of another alphabet looks like a Latin one
-            warn_once(
-                f"{shown}{where} is ignored: there is no such setting; did you mean {near[0]}?"
-            )
+            hint = f"; did you mean {near[0]}?" if near else ""
+            warn_once(f"{shown}{where} is ignored: there is no such setting{hint}")
 
 
 def check_secret(secret: str) -> None:

@@ -92,6 +92,11 @@ class Overrides:
             raise ConfigError(f"the live document: {error}") from None
 
 
+def is_penalty(name: str) -> bool:
+    """Whether a rule of this name, see `Rule.label`, is a penalty."""
+    return name.split(":")[0] == "ban"
+
+
 def applied(rules: Rules, overrides: Overrides) -> Rules:
     """Return the rules with the changes; `NO_LIMIT` if all of them are off.
 
@@ -148,5 +153,5 @@ def _check_change(name: str, change: object) -> None:
             Limit.parse(found["limit"])
     except ConfigError as error:
         raise ConfigError(f"the change of {name!r}: {error}") from None
-    if "limit" in found and name.split(":")[0] == "ban":
+    if "limit" in found and is_penalty(name):
         raise ConfigError(f"{name!r} is a penalty: change it with `penalty`, or switch it off")

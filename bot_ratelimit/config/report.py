@@ -27,7 +27,7 @@ def report_of(rule: Rule, overrides: Overrides, where: str, origin: Origin) -> d
     item: dict[str, Any] = {
         "name": rule.label,
         "limit": str(now.limit) if isinstance(now.limit, Limit) else None,
-        "function": None if isinstance(now.limit, Limit) else named(now.limit),
+        "function": None if isinstance(rule.limit, Limit) else named(rule.limit),
         "scope": rule.scope.value if isinstance(rule.scope, Scope) else None,
         "path": rule.path,
         "cost": rule.cost,
@@ -36,8 +36,9 @@ def report_of(rule: Rule, overrides: Overrides, where: str, origin: Origin) -> d
         "where": where,
         "from": "live" if changed else origin,
     }
-    if changed and isinstance(rule.limit, Limit):
-        item |= {"otherwise": str(rule.limit), "otherwise_shadow": rule.shadow}
+    if changed:
+        otherwise = str(rule.limit) if isinstance(rule.limit, Limit) else None
+        item |= {"otherwise": otherwise, "otherwise_shadow": rule.shadow}
     if isinstance(now, Penalty):
         item |= {"ban_ms": now.ban_ms, "longest_ms": now.longest_ms}
     return item

@@ -198,7 +198,10 @@ class Settings(BaseSettings):
             wrong = f".env cannot be read: {error.strerror}; check its permissions"
         else:
             if self.rate_limit_file is not None:
-                self._file = read_limits_file(self.rate_limit_file)
+                try:
+                    self._file = read_limits_file(self.rate_limit_file)
+                except ConfigError as error:
+                    raise ConfigError(f"RATE_LIMIT_FILE={error}") from None
             file = values.get("_env_file", self.model_config.get("env_file"))
             known = {name.upper() for name in type(self).model_fields}
             warn_of_strange_names(known, Path(file) if isinstance(file, (str, Path)) else None)

@@ -87,7 +87,8 @@ class Flags:
         self._penalty = () if penalty is None else (penalty,)
         self._others = others or {}
         self._storage = storage
-        self._names = HandlerNames(FLAG)
+        self.names = HandlerNames(FLAG)
+        """Of all handlers, also of those without the flag."""
         # By identity, because handler objects cannot be hashed; there are as many entries as
         # handlers.
         self._read: dict[int, tuple[HandlerObject, HandlerLimits]] = {}
@@ -140,7 +141,7 @@ class Flags:
         """Return the names under which handlers are counted that depend on the registration."""
         found = []
         for handler, rules in self._with_rules(root):
-            name = self._names.name_of(handler, root)
+            name = self.names.name_of(handler, root)
             if "#" in name and any(rule.name.startswith(shorten_name(name)) for rule in rules):
                 found.append(name)
         return found
@@ -148,10 +149,10 @@ class Flags:
     def _key_of(self, handler: HandlerObject, root: Router) -> str:
         flag = _value(handler)
         key = flag.get("key") if isinstance(flag, Mapping) else None
-        return str(key or self._names.name_of(handler, root))
+        return str(key or self.names.name_of(handler, root))
 
     def _flag_of(self, handler: HandlerObject, router: Router | None) -> HandlerLimits:
-        name = self._names.name_of(handler, router)
+        name = self.names.name_of(handler, router)
         try:
             found = read_flag(_value(handler), name, self.limits)
             if found.collect and not handler.varkw and MESSAGES_KEY not in handler.params:

@@ -51,25 +51,23 @@ class HandlerNames:
 
     Handlers may share a name: lambdas, the functions of a factory, functions in modules of the same
     name, and a function that is registered with several limits. They are numbered in the order of
-    registration.
+    registration, those with the flag first: a handler without it never changes their names.
 
     Args:
-        flag: The flag of the handlers that are named; None names all handlers.
+        flag: The flag that keeps the counts of one function apart, if its values differ.
     """
 
-    def __init__(self, flag: str | None = None) -> None:
+    def __init__(self, flag: str = "") -> None:
         self._flag = flag
         self._names: dict[int, str] = {}
 
     def name_of(self, handler: HandlerObject, router: Router | None) -> str:
-        """Return the name of a handler that has the flag."""
+        """Return the name of a handler."""
         if id(handler) not in self._names and router is not None:
             *_, root = router.chain_head
-            self._number(
-                (each, extract_flags(each).get(self._flag) if self._flag else None)
-                for each in handlers_of(root)
-                if self._flag is None or self._flag in extract_flags(each)
-            )
+            flagged = [(each, extract_flags(each)) for each in handlers_of(root)]
+            flagged.sort(key=lambda each: self._flag not in each[1])
+            self._number((each, flags.get(self._flag)) for each, flags in flagged)
         return self._names.get(id(handler)) or _short_name(handler)
 
     def _number(self, handlers: Iterable[tuple[HandlerObject, Any]]) -> None:

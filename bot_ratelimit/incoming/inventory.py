@@ -34,9 +34,10 @@ def inventory(
     found: dict[str, dict[str, Any]] = {}
     rules = [rule for rule in rules if rule is not NO_LIMIT[0]]
     for rule in rules:
-        kind = "penalty" if isinstance(rule, Penalty) else "limits"
-        where = OTHER_BOTS if rule.path == BOTS_PATH else EVERYWHERE
-        found[rule.label] = report_of(rule, overrides, where, origins[kind])
+        where, origin = EVERYWHERE, origins["penalty" if isinstance(rule, Penalty) else "limits"]
+        if rule.path == BOTS_PATH:
+            where, origin = OTHER_BOTS, "code"
+        found[rule.label] = report_of(rule, overrides, where, origin)
     if overrides.penalty is not None and not any(isinstance(rule, Penalty) for rule in rules):
         added = penalty_of(overrides.penalty)
         found[added.label] = report_of(added, overrides, EVERYWHERE, "live")

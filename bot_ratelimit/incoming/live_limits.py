@@ -11,7 +11,7 @@ from bot_ratelimit.config.live import Live
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.config.tables import penalty_of
 from bot_ratelimit.incoming.flags import Flags
-from bot_ratelimit.incoming.handler_names import HandlerNames, handlers_of, shorten_name
+from bot_ratelimit.incoming.handler_names import handlers_of, shorten_name
 from bot_ratelimit.rules.rule import Rule, Rules, rules_of
 
 
@@ -20,7 +20,6 @@ class LiveLimits:
 
     def __init__(self, live: Live, penalty: Iterable[Rule], flags: Flags) -> None:
         self._live, self._penalty, self._flags = live, tuple(penalty), flags
-        self._names = HandlerNames(None)
         self._overrides: Overrides | None = None
         self._found: dict[int, tuple[HandlerObject, Rules | None]] = {}
 
@@ -61,4 +60,4 @@ class LiveLimits:
                 yield self._name_of(handler, root)
 
     def _name_of(self, handler: HandlerObject, router: Router | None) -> str:
-        return shorten_name(self._names.name_of(handler, router))
+        return shorten_name(self._flags.names.name_of(handler, router))

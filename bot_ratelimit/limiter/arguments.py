@@ -42,12 +42,16 @@ def check_target(subject: object) -> Subject:
             "Subject(user=42)"
         )
     for name in ("user", "chat", "bot"):
-        part = getattr(subject, name)
-        if part is not None and type(part) is not int:
-            raise ConfigError(
-                f"{name}={part!r}: expected an id, a whole number, for example Subject(user=42)"
-            )
+        if getattr(subject, name) is not None:
+            check_number(name, getattr(subject, name))
     return subject
+
+
+def check_number(name: str, value: object) -> int:
+    """Return an id."""
+    if type(value) is not int:
+        raise ConfigError(f"{name}={value!r}: expected an id, a whole number, for example 42")
+    return value
 
 
 def check_bannable(subject: object) -> Subject:

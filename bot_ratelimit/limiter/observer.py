@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.rules.checks import number
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.base import ServerEvents
 from bot_ratelimit.storage.loops import Ticker
@@ -224,7 +225,7 @@ class LogObserver(Observer):
     """
 
     def __init__(self, every: float = 60.0, logger: logging.Logger = log) -> None:
-        if not every > 0:
+        if not number(every) > 0:
             raise ConfigError(f"every={every!r}: expected seconds above 0, for example 60.0")
         self._every = every
         self._log = logger

@@ -9,6 +9,7 @@ from bot_ratelimit.errors import ConfigError, StorageError, printable
 from bot_ratelimit.limiter.arguments import (
     check_ban_length,
     check_bannable,
+    check_number,
     check_target,
     check_text,
 )
@@ -244,7 +245,7 @@ class OperatorMethods:
         For each hour, only the 1000 users who were refused most often are known. None if the user
         is not among them, in an hour in which so many were refused.
         """
-        return await self._counted().refused(user, hours)
+        return await self._counted().refused(check_number("user", user), hours)
 
     def _counted(self) -> Statistics:
         if self._statistics is None:

@@ -39,11 +39,11 @@ def check_name(name: object, called: str = "name") -> None:
         raise ConfigError(f"{called}={name!r}: this name is reserved; choose another one")
 
 
-def check_prefix(prefix: object) -> str:
+def check_prefix(prefix: object, called: str = "key_prefix") -> str:
     """Return the prefix of all keys."""
     if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
         raise ConfigError(
-            f"key_prefix={shown(prefix)}: expected 1 to 128 characters without spaces or '*?[]\\', "
+            f"{called}={shown(prefix)}: expected 1 to 128 characters without spaces or '*?[]\\', "
             "for example 'booking_bot:client1'"
         )
     return prefix

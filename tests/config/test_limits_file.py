@@ -133,7 +133,7 @@ def test_the_environment_wins_over_the_file_and_the_file_over_code(
     with pytest.raises(ConfigError, match=r"limits\.toml: not UTF-8 \(at byte 16\)"):
         Settings()
     environment.setenv("RATE_LIMIT_FILE", "nowhere.toml")
-    with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"^RATE_LIMIT_FILE=nowhere\.toml: cannot be read: No"):
         Settings()
 
 

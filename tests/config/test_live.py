@@ -6,9 +6,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
+from aiogram import F
 
 from bot_ratelimit import Limiter, MemoryStorage, Penalty, RateLimitMiddleware, Rule, Subject
 from bot_ratelimit.admin.control import Control
@@ -308,3 +310,20 @@ async def test_a_flag_is_changed_by_its_key(bench: Bench, bot: Any) -> None:
     instance.dispatcher.message.register(instance._handle, flags=flag)
     await change(live, bench.storage, Overrides(version=1, rules={"ai": {"limit": "1/h"}}))
     assert await allowed(instance, 3) == 1
+
+
+async def test_a_changed_flag_leaves_handlers_without_flag_alone(bench: Bench, bot: Any) -> None:
+    """If the handlers share a name, the one without a flag gets a number, and so its own limit."""
+    instance, live = bot(bench.storage)
+    observer, name = instance.dispatcher.message, "support.Instance._handle"
+    observer.handlers.clear()
+    observer.register(partial(instance._handle), F.text == "admin")
+    observer.register(instance._handle, F.text == "shop", flags={"rate_limit": "4/h"})
+    rules = {name: {"limit": "1/h"}}
+    await change(live, bench.storage, Overrides(version=1, rules=rules))
+    assert await instance.send(*["shop"] * 2) == [True, False]
+    assert await instance.send(*["admin"] * 6) == [True] * 5 + [False]
+    rules = {f"{name}#2": {"limit": "2/h"}}
+    await change(live, bench.storage, Overrides(version=2, rules=rules))
+    assert await instance.send(*["admin"] * 3) == [True, True, False]
+    assert await instance.send("shop")

@@ -260,6 +260,7 @@ UNKNOWN = "there is no such setting; did you mean"
         ("RATE_LIMIT_ONERROR", "RATE_LIMIT_ONERROR is ignored: .* did you mean RATE_LIMIT_ON_ERRO"),
         ("RATELIMIT", r"did you mean RATE_LIMIT\?$"),
         ("RATE_LIMIT_REDIS", "RATE_LIMIT_REDIS is ignored"),
+        ("RATE_LIMIT_PENALTY", r"is ignored: there is no such setting$"),
         ("rate_limit_exemptions", r"did you mean RATE_LIMIT_EXEMPT\?$"),
         ("REDIS_PASS", r"did you mean REDIS_PASSWORD\?$"),
         ("RАTE_LIMIT", r"^R\\u0410TE_LIMIT is ignored: .* did you mean RATE_LIMIT\?$"),
@@ -269,7 +270,7 @@ UNKNOWN = "there is no such setting; did you mean"
 def test_a_name_that_looks_like_ours_is_told(
     environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, told: str
 ) -> None:
-    """A WARNING names the variable and the nearest known one, once, and never the value.
+    """A WARNING names the variable and a near one, if there is one, once, and never the value.
 
     What Docker, Kubernetes and the bot itself set is not warned of.
     """

@@ -218,6 +218,9 @@ async def test_the_log_has_refusals_and_a_summary(caplog: pytest.LogCaptureFixtu
     assert caplog.messages == ["Last 0.05 s: 3 allowed, 3 refused (user: 2, ai: 1)"]
     await limiter.close()
     assert len(caplog.messages) == 1
+    wrong: Any = "60s"
+    with pytest.raises(ConfigError, match="every='60s': expected seconds above 0"):
+        LogObserver(wrong)
     storage.fail()
     limiter = Limiter(storage, observer=LogObserver())
     await limiter.hit("1/10s", ANNA)

@@ -174,6 +174,9 @@ async def test_statistics_are_off_by_default(client: aioredis.Redis) -> None:
             await limiter.statistics(hours)
     with pytest.raises(ConfigError, match=r"n=0: expected a whole number from 1 to 1000"):
         await limiter.top_refused(0)
+    for user in ("42", ANNA, None):
+        with pytest.raises(ConfigError, match=r"user=.*: expected an id, a whole number"):
+            await limiter.refused(user)  # type: ignore[arg-type]  # as if it was not checked
 
 
 @pytest.mark.parametrize("bench", ["memory", "fakeredis"], indirect=True)

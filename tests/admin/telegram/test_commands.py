@@ -99,6 +99,7 @@ async def test_a_ban_holds_until_it_is_lifted(bot: OperatedBot) -> None:
         ("/setlimit messages on", "3/hour -&gt; 3/hour\n"),
         ("/setlimit messages default", "'messages' has no live changes"),
         ("/setlimit messages 5 minutes", "expected AMOUNT/PERIOD"),
+        ("/setlimit", "expected the name of a rule"),
         ("/setlimit messages", "For example <code>/setlimit NAME 2/minute</code>"),
         ("/rollback 9", "there is no version 9 to roll back to: expected 0"),
         ("/rollback last", "To which version?"),
