@@ -17,7 +17,6 @@ from redis.crc import key_slot
 
 from bot_ratelimit.errors import ConfigError, NotConnectedError, RateLimitError, StorageError
 from bot_ratelimit.storage.base import ServerEvents
-from bot_ratelimit.storage.deadline import Deadline
 from bot_ratelimit.storage.loops import PerLoop, Seldom
 from bot_ratelimit.storage.redis import driver
 from bot_ratelimit.storage.redis.codec import DecisionCodec
@@ -87,7 +86,7 @@ class Shards:
         Raises:
             NotConnectedError: None has answered within the time-out.
         """
-        nodes, began, deadline = self._nodes.values(), time.monotonic(), Deadline(timeout)
+        nodes, began = self._nodes.values(), time.monotonic()
         for each in self.connections():
             each.open()
         with suppress(TimeoutError):
@@ -97,8 +96,7 @@ class Shards:
         if not self.is_reached and any(each.last_error is None for each in nodes):
             self._in_vain = max(self._in_vain, timeout)
             raise NotConnectedError(f"not connected to {self.where} within {timeout:g} s")
-        deadline.waited(began, answered=True)
-        return deadline.left()
+        return max(0.0, timeout - (time.monotonic() - began))
 
     @property
     def where(self) -> str:
