@@ -215,6 +215,7 @@ class _Lists:
             found: list[bytes] | Missing | None = None
             now = await self._ask(key, deadline, partial(self._documents.now, key))
             if not isinstance(now, Missing):
+                deadline.renew()  # in a burst the list would often be taken too late
                 until = now + deadline.left()
                 take = partial(self._documents.take_list, key, until, value, self._marked)
                 found = await self._ask(key, deadline, take)

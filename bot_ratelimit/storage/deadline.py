@@ -34,7 +34,7 @@ class Deadline:
         return self._left and max(self._left, self._timeout * _LEAST)
 
     def renew(self) -> None:
-        """Begin again after a pause that was wanted, unless a step had no answer."""
+        """Begin again, after a pause or for what must not be late, unless a step had no answer."""
         self._left = self._left and self._timeout
 
     def waited(self, since: float, *, answered: bool) -> None:
