@@ -18,7 +18,6 @@ from bot_ratelimit.incoming.telling import Telling
 from bot_ratelimit.limiter.decision import NO_LIMIT, Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.concurrency import Concurrency
-from bot_ratelimit.rules.limit import MAX_AMOUNT
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rules, Subject
 from bot_ratelimit.storage.deadline import Deadline
@@ -137,8 +136,9 @@ class Admission:
         try:
             answer = await self._limiter.hit(rules, subject, None, once, deadline=deadline)
         except Exception as error:  # of a scope that is a function
-            answer, rules = self._answer_by_policy(rules, error), NO_LIMIT
-        decision = BoundDecision.of(answer, self._limiter, rules, subject)
+            decision = self._answer_by_policy(rules, error, subject)
+        else:
+            decision = BoundDecision.of(answer, self._limiter, rules, subject)
         state[key] = decision, subject
         return await self._go_on(decision, subject, handler, event, inner, data)
 
@@ -240,8 +240,7 @@ class Admission:
                 due, counted.subject, once=counted.once, deadline=state[DEADLINE]
             )
         except Exception as error:
-            answer = self._answer_by_policy(rules, error)
-            return BoundDecision.of(answer, self._limiter, NO_LIMIT, counted.subject)
+            return self._answer_by_policy(rules, error, counted.subject)
         if decision.source == "none":
             return None
         bound = BoundDecision.of(decision, self._limiter, rules, counted.subject)
@@ -251,8 +250,10 @@ class Admission:
             notes.add(due, counted, bound)
         return bound
 
-    def _answer_by_policy(self, rules: Rules, error: Exception) -> Decision:
-        """Answer for a function of the bot that failed to say which limit or scope applies."""
+    def _answer_by_policy(
+        self, rules: Rules, error: Exception, subject: Subject
+    ) -> BoundDecision | None:
+        """Answer for a function of the bot that failed; None, as without a limit, allows."""
         own = (rule.on_error for rule in rules if rule.on_error is not None)
         policy, wait = next(own, self._limiter.on_error), self._limiter.timeout
         if count := self._failed.due():
@@ -264,9 +265,10 @@ class Admission:
                 policy,
                 exc_info=error,
             )
-        if policy == "deny":
-            return Decision(False, rules[0], 0, wait, wait, "policy")
-        return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "policy")
+        if policy != "deny":
+            return None
+        answer = Decision(False, rules[0], 0, wait, wait, "policy")
+        return BoundDecision.of(answer, self._limiter, NO_LIMIT, subject)
 
     def _notes(self, state: dict[object, Any]) -> _Notes | None:
         if self.key_space is None:

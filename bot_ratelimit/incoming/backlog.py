@@ -13,11 +13,12 @@ from aiogram.types import Message, TelegramObject
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.observer import Observer
 from bot_ratelimit.rules.checks import seconds_of
+from bot_ratelimit.storage.loops import Tasks
 
 log = logging.getLogger("bot_ratelimit")
 
 _LOGGED_AFTER: Final = 10.0
-"""Seconds after the first of them when a line says how many there were."""
+"""Seconds after the first of them when a line says how many there were; earlier if the bot ends."""
 
 
 class Backlog:
@@ -42,6 +43,7 @@ class Backlog:
         self._observer = observer
         self._clock = clock
         self._unlogged = 0
+        self._logging = Tasks()
         self.dropped = 0
         """How many were dropped since the start."""
 
@@ -57,16 +59,19 @@ class Backlog:
             self._observer.turned_away("old")
         self._unlogged += 1
         if self._unlogged == 1:
-            asyncio.get_running_loop().call_later(_LOGGED_AFTER, self._log)
+            self._logging.begin(self._log())
         return True
 
-    def _log(self) -> None:
-        count, self._unlogged = self._unlogged, 0
-        log.warning(
-            "%d updates were dropped, because their messages were older than %g s (max_age)",
-            count,
-            self._max_age,
-        )
+    async def _log(self) -> None:
+        try:
+            await asyncio.sleep(_LOGGED_AFTER)
+        finally:  # the loop may be ending
+            count, self._unlogged = self._unlogged, 0
+            log.warning(
+                "%d updates were dropped, because their messages were older than %g s (max_age)",
+                count,
+                self._max_age,
+            )
 
 
 def period_of(name: str, value: float | str) -> float:

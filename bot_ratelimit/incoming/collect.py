@@ -29,7 +29,7 @@ from aiogram import BaseMiddleware
 from aiogram.types import Message, TelegramObject
 from cachetools import TTLCache
 
-from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
+from bot_ratelimit.errors import ConfigError, RateLimitError
 from bot_ratelimit.incoming.admission import Handler
 from bot_ratelimit.incoming.backlog import period_of
 from bot_ratelimit.incoming.dispatch_state import DEADLINE, NEWEST, dispatch_state
@@ -57,8 +57,6 @@ _MOST: Final = 1_000
 """How many messages of a user are kept at most."""
 _ANY: Final = Limit(1, 1.0)
 _ALONE: Final = "each instance collects messages by itself"
-_UNREAD: Final = 0.01
-"""Seconds in which an answer is read that arrived while this process was busy."""
 _MAX_REMOVALS: Final = 1_000
 """How many removals of withdrawn messages are under way at most; further ones are dropped."""
 _ATTEMPTS, _PAUSE = 600, 1.0
@@ -164,6 +162,7 @@ class Collect(BaseMiddleware):
                 return await lists.take(key, value, deadline)
             while True:
                 await asyncio.sleep(min(self.wait, max(0.0, last_moment - clock())))
+                deadline.renew()
                 waiting = await lists.look(key, value, deadline)
                 if value not in waiting:
                     return []
@@ -216,6 +215,7 @@ class _Lists:
             found: list[bytes] | Missing | None = None
             now = await self._ask(key, deadline, partial(self._documents.now, key))
             if not isinstance(now, Missing):
+                deadline.renew()  # in a burst the list would often be taken too late
                 until = now + deadline.left()
                 take = partial(self._documents.take_list, key, until, value, self._marked)
                 found = await self._ask(key, deadline, take)
@@ -258,23 +258,10 @@ class _Lists:
                 del self._own[key]
 
     async def _ask(
-        self, key: str, deadline: Deadline, call: Callable[[], Awaitable[T]]
+        self, key: str, deadline: Deadline, call: Callable[..., Awaitable[T]]
     ) -> T | Missing:
         """The answer of the storage within what is left for this update, or why there is none."""
-        counts, within = [Count(key, _ANY)], partial(_within, call)
-        return await self._guard.run(counts, within, deadline=deadline)
-
-
-async def _within(call: Callable[[], Awaitable[T]], *, timeout: float) -> T:
-    asking = asyncio.ensure_future(call())
-    try:
-        for wait in (timeout, _UNREAD):
-            await asyncio.wait([asking], timeout=wait)
-            if asking.done():
-                return asking.result()
-        raise StorageError(f"no answer within {timeout:g} s", kind="timeout")
-    finally:
-        asking.cancel()
+        return await self._guard.run([Count(key, _ANY)], call, deadline=deadline)
 
 
 def collect_of(value: object) -> Collect | None:

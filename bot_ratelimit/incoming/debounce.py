@@ -32,8 +32,8 @@ class Debounce(EventRule, Rule):
 
     The same is a press on the same button of the same message, or a message with the same text or
     file in the same chat. Everything else, also every album, is not affected. A press is answered
-    without a text, and nothing is sent about a message. The key is
-    `<prefix>:ratelimit:same:1/2s:<user>:<chat>:<hash of the content>`.
+    without a text, and nothing is sent about a message; a `Penalty` counts both as refused. The key
+    is `<prefix>:ratelimit:same:1/2s:<user>:<chat>:<hash of the content>`.
 
     Args:
         window: Seconds, or a text such as `"2s"`.

@@ -168,8 +168,9 @@ def _rules_said(rule: Rule, said: Any) -> Iterable[Rule]:
             for each in rules_of(part)
         ]
         for each in rules_of(given) if given else ():
-            if isinstance(each, (Penalty, Concurrency)) or not isinstance(each.limit, Limit):
-                raise ConfigError(f"{str(each)!r} is not a limit")
+            of_other_kind = isinstance(each, (Penalty, Concurrency, EventRule))
+            if of_other_kind or not isinstance(each.limit, Limit):
+                raise ConfigError(f"{str(each)!r} is not a limit that a function can return")
             name = ".".join(text for text in (rule.name, each.name) if text)
             one = Rule(each.limit, each.scope, name, each.cost, each.shadow, each.on_error)
             yield ChosenRule.of(one, each.limit, function)

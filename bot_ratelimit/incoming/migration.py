@@ -101,7 +101,7 @@ class Migration(BaseMiddleware):
     async def _move_bans(self, old: int, new: int) -> None:
         found, offset = [], 0
         while page := await self._limiter.bans(offset, _PAGE):
-            found += [ban for ban in page if ban.subject.chat == old]
+            found += [ban for ban in page if old in (ban.subject.user, ban.subject.chat)]
             offset += len(page)
         prefix, timeout = self._limiter.key_prefix, self._limiter.timeout
         listed = self._limiter.storage.bans(prefix)
@@ -109,7 +109,9 @@ class Migration(BaseMiddleware):
             left = None
             if ban.until is not None:
                 left = max(1.0, (ban.until - datetime.now(UTC)).total_seconds())
-            moved = ban.subject._replace(chat=new)
+            # A ban of the group as a sender is one of its anonymous admins.
+            user, chat = (new if each == old else each for each in ban.subject[:2])
+            moved = ban.subject._replace(user=user, chat=chat)
             if ban.key:  # what refuses was renamed with the counts, so only the list has to follow
                 key = with_id(ban.key, f"{prefix}:ratelimit:", old, new) or ban.key
                 await listed.put(ban._replace(subject=moved, key=key), left or inf, timeout=timeout)

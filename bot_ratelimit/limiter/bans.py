@@ -103,6 +103,7 @@ class Bans:
 
     async def unban(self, subject: Subject) -> list[Ban]:
         """Remove all bans of the subject from the list, and return them."""
+        await self._writes.settle(self._timeout)
         dropped = await self._required().drop(subject, timeout=self._timeout)
         await self._reload()
         return dropped

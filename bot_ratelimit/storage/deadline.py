@@ -33,6 +33,10 @@ class Deadline:
         """Seconds that the next step may wait; 0.0 if it must not ask."""
         return self._left and max(self._left, self._timeout * _LEAST)
 
+    def renew(self) -> None:
+        """Begin again, after a pause or for what must not be late, unless a step had no answer."""
+        self._left = self._left and self._timeout
+
     def waited(self, since: float, *, answered: bool) -> None:
         """Note that a step is over, which began at this `time.monotonic`."""
         if answered:

@@ -14,6 +14,8 @@ from bot_ratelimit.storage.cache import StateCache
 
 LIFETIME: Final = 400 * 86_400
 """Seconds."""
+TIMEOUT: Final = 2.0
+"""Seconds in which a server has to answer, unless the caller says otherwise."""
 
 
 class Documents(Protocol):
@@ -43,12 +45,14 @@ class Documents(Protocol):
         """Delete and return the document, or None; only one caller gets it."""
         ...
 
-    async def push(self, key: str, value: bytes, keep: int, seconds: int = LIFETIME) -> int:
+    async def push(
+        self, key: str, value: bytes, keep: int, seconds: int = LIFETIME, timeout: float = TIMEOUT
+    ) -> int:
         """Add a value at the head of a list, keep the first `keep`; return how many wait there."""
         ...
 
     async def take_list(
-        self, key: str, until: float, own: bytes, seconds: int = 60
+        self, key: str, until: float, own: bytes, seconds: int = 60, timeout: float = TIMEOUT
     ) -> list[bytes] | None:
         """Take the values of a list, the latest first; only one caller gets them.
 
@@ -62,7 +66,7 @@ class Documents(Protocol):
         """Return the values of a list, the latest first."""
         ...
 
-    async def waiting(self, key: str, own: bytes) -> list[bytes] | None:
+    async def waiting(self, key: str, own: bytes, timeout: float = TIMEOUT) -> list[bytes] | None:
         """Return the values that wait, the latest first; `own` is not among them if it was taken.
 
         None if `own` neither waits nor was taken: the storage lost its data.
@@ -81,7 +85,7 @@ class Documents(Protocol):
         """Delete a report."""
         ...
 
-    async def now(self, key: str = "") -> float:
+    async def now(self, key: str = "", timeout: float = TIMEOUT) -> float:
         """Return the Unix time in seconds of the storage, on a cluster where the key is."""
         ...
 
@@ -144,12 +148,14 @@ class MemoryDocuments(Documents):
         self._values.pop(key, None)
         return value
 
-    async def push(self, key: str, value: bytes, keep: int, seconds: int = LIFETIME) -> int:
+    async def push(
+        self, key: str, value: bytes, keep: int, seconds: int = LIFETIME, timeout: float = TIMEOUT
+    ) -> int:
         self._lists[key] = [value, *self._lists.get(key, ())][:keep]
         return len(self._lists[key])
 
     async def take_list(
-        self, key: str, until: float, own: bytes, seconds: int = 60
+        self, key: str, until: float, own: bytes, seconds: int = 60, timeout: float = TIMEOUT
     ) -> list[bytes] | None:
         if own not in self._lists.get(key, ()):  # somebody else took it: here, nothing is lost
             return []
@@ -163,7 +169,7 @@ class MemoryDocuments(Documents):
     async def listed(self, key: str) -> list[bytes]:
         return list(self._lists.get(key, ()))
 
-    async def waiting(self, key: str, own: bytes) -> list[bytes]:
+    async def waiting(self, key: str, own: bytes, timeout: float = TIMEOUT) -> list[bytes]:
         return await self.listed(key)
 
     async def report(self, key: str, field: str, value: bytes, seconds: int) -> float:
@@ -178,7 +184,7 @@ class MemoryDocuments(Documents):
     async def forget(self, key: str, field: str) -> None:
         self._reports.get(key, {}).pop(field, None)
 
-    async def now(self, key: str = "") -> float:
+    async def now(self, key: str = "", timeout: float = TIMEOUT) -> float:
         return self._clock()
 
     async def clear(self, prefix: str, keep: Collection[str]) -> int:

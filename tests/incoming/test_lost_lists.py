@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
+import redis.asyncio as aioredis
 
-from bot_ratelimit import Collect
+from bot_ratelimit import Collect, Limiter, RedisStorage
 from bot_ratelimit.admin.control import Control
+from tests.proxy import distant
+from tests.servers import Server
 
 from .test_collect import Calls, collecting, say
 from .updates import Fleet
@@ -60,3 +64,36 @@ async def test_clearing_all_counts_leaves_the_messages_that_wait(fleet: Fleet) -
     await Control(fleet.limiters()[2], "anna").clear(everything=True)
     await asyncio.gather(*tasks)
     assert sorted(map(sorted, calls.texts)) == [["a", "b"]]
+
+
+async def test_a_blocked_loop_and_lost_scripts_are_no_outage(
+    redis_server: Server, client: aioredis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A busy bot whose server has lost the scripts asks it again, as for any other decision."""
+    calls = Calls()
+    with distant(redis_server.port, 0.02) as proxy:
+        limiter = Limiter(RedisStorage(f"redis://127.0.0.1:{proxy.port}"))
+        bot = collecting(limiter, calls)
+        await say(bot, "a")
+        await client.script_flush()
+        first = say(bot, "b")
+        await asyncio.sleep(0.004)
+        time.sleep(0.3)  # noqa: ASYNC251 - that is what is tested
+        await asyncio.gather(first, say(bot, "c"))
+        await limiter.close()
+    assert (calls.texts, caplog.messages) == ([["a"], ["b", "c"]], [])
+
+
+async def test_an_outage_that_a_collected_message_meets_first_names_the_server(
+    own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As every line about an outage does."""
+    limiter = Limiter(RedisStorage(own_server.url), timeout=0.1)
+    bot = collecting(limiter, Calls(), Collect(0.1, 0.2))
+    await say(bot, "a")
+    own_server.hang()
+    await say(bot, "b")
+    own_server.resume()
+    await limiter.close()
+    failed = [each for each in caplog.messages if "check failed" in each]
+    assert f"no answer from 127.0.0.1:{own_server.port} within 0.1 s" in failed[0]

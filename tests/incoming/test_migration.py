@@ -35,7 +35,10 @@ async def migrate(bots: list[Instance]) -> None:
 
 
 async def test_counts_and_bans_go_over_once(fleet: Fleet) -> None:
-    """Counts of the chat and its members, bans by hand and by a penalty have the new id."""
+    """Counts of the chat and its members, bans by hand and by a penalty have the new id.
+
+    So has a ban of those who write as the group.
+    """
     bots = fleet.assemble(put)
     assert await bots[0].send(*"abc", chat=GROUP) == [True] * 3
     limiter = fleet.limiters()[0]
@@ -43,9 +46,12 @@ async def test_counts_and_bans_go_over_once(fleet: Fleet) -> None:
     for _ in range(2):
         await limiter.hit([Rule("1/h", "chat", "x"), penalty], Subject(chat=OLD))
     await limiter.ban(Subject(user=43, chat=OLD), "1h", "spam", "Anna")
+    await limiter.ban(Subject(user=OLD), "2h")
     await migrate(bots)
-    (ban,) = [each for each in await limiter.bans() if not each.key]
+    by_hand = [each for each in await limiter.bans() if not each.key]
+    as_group, ban = sorted(by_hand, key=lambda each: each.reason)
     assert (ban.subject, ban.reason, ban.by) == (Subject(user=43, chat=NEW), "spam", "Anna")
+    assert as_group.subject == Subject(user=NEW)
     at = Subject(user=42, chat=NEW)
     assert await fleet.used(Rule("9/h", "chat"), at) == 3
     assert await fleet.used(Rule("9/h", "member"), at) == 3

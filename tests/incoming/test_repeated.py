@@ -141,6 +141,17 @@ async def test_old_messages_are_dropped(
     ]
 
 
+def test_a_bot_that_stops_says_how_many_were_too_old(caplog: pytest.LogCaptureFixture) -> None:
+    """Also if it stops before the line is due."""
+
+    async def run() -> None:
+        bot = limited("3/h", max_age="2m")
+        await bot.send("a", "b", date=1)
+
+    asyncio.run(run())
+    assert [each for each in caplog.messages if each.startswith("2 updates were dropped")]
+
+
 @pytest.mark.parametrize("flag", [{"collect": Collect(0.2)}, {"concurrent": 1}])
 async def test_old_messages_in_a_handler_that_collects_or_has_slots(
     flag: dict[str, Any], fleet: Fleet

@@ -165,6 +165,10 @@ async def test_bans_of_a_penalty_are_listed_and_lifted(
     assert not (await limiter.hit(rules, ANNA)).banned
     while not (await limiter.hit(rules, ANNA)).banned:
         pass
+    assert await limiter.unban(who)  # while its ban is being listed
+    assert [ban.subject for ban in await limiter.bans()] == [BORIS]
+    while not (await limiter.hit(rules, ANNA)).banned:
+        pass
     await limiter.ban(who, "1h")  # by hand, which a reset leaves
     assert len(await limiter.bans()) == 3
     assert await limiter.reset(rules, ANNA)

@@ -283,6 +283,11 @@ async def test_one_update_waits_for_one_deadline() -> None:
     deadline = Deadline(100)
     deadline.waited(time.monotonic() - 10, answered=True)
     assert deadline.left() == pytest.approx(90, abs=1)
+    deadline.renew()
+    assert deadline.left() == 100
+    deadline.waited(time.monotonic(), answered=False)
+    deadline.renew()
+    assert deadline.left() == 0
 
 
 async def test_health_knows_what_was_not_decided() -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Collection
 from typing import Any, Final
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.storage.documents import LIFETIME, Documents, with_id
+from bot_ratelimit.storage.documents import LIFETIME, TIMEOUT, Documents, with_id
 from bot_ratelimit.storage.redis.scripts import Execute, Script
 
 _LIFETIME: Final = b"%d" % LIFETIME
@@ -59,10 +59,9 @@ return now
 class RedisDocuments(Documents):
     """Documents on a Redis server; on a cluster the keys may be on several nodes."""
 
-    def __init__(self, execute: Execute, is_cluster: bool, timeout: float = 2.0) -> None:
+    def __init__(self, execute: Execute, is_cluster: bool) -> None:
         self._execute = execute
         self._is_cluster = is_cluster
-        self._timeout = timeout
 
     async def read(self, key: str) -> bytes | None:
         value: bytes | None = await self._run(key, b"GETEX", key.encode(), b"EX", _LIFETIME)
@@ -82,20 +81,23 @@ class RedisDocuments(Documents):
         value: bytes | None = await self._run(key, b"GETDEL", key.encode())
         return value
 
-    async def push(self, key: str, value: bytes, keep: int, seconds: int = LIFETIME) -> int:
-        return int(await self._script(_PUSH, key, value, keep, seconds))
+    async def push(
+        self, key: str, value: bytes, keep: int, seconds: int = LIFETIME, timeout: float = TIMEOUT
+    ) -> int:
+        return int(await self._script(_PUSH, key, value, keep, seconds, timeout=timeout))
 
     async def take_list(
-        self, key: str, until: float, own: bytes, seconds: int = 60
+        self, key: str, until: float, own: bytes, seconds: int = 60, timeout: float = TIMEOUT
     ) -> list[bytes] | None:
-        found: list[bytes] | None = await self._script(_TAKE, key, f"{until:.6f}", own, seconds)
+        arguments = f"{until:.6f}", own, seconds
+        found: list[bytes] | None = await self._script(_TAKE, key, *arguments, timeout=timeout)
         return found
 
-    async def listed(self, key: str) -> list[bytes]:
-        return list(await self._run(key, b"LRANGE", key.encode(), b"0", b"-1"))
+    async def listed(self, key: str, timeout: float = TIMEOUT) -> list[bytes]:
+        return list(await self._run(key, b"LRANGE", key.encode(), b"0", b"-1", timeout=timeout))
 
-    async def waiting(self, key: str, own: bytes) -> list[bytes] | None:
-        found = await self.listed(key)
+    async def waiting(self, key: str, own: bytes, timeout: float = TIMEOUT) -> list[bytes] | None:
+        found = await self.listed(key, timeout)
         waiting = found[: found.index(_MARK)] if _MARK in found else found
         return waiting if own in waiting or own[:16] in found else None
 
@@ -115,8 +117,8 @@ class RedisDocuments(Documents):
     async def forget(self, key: str, field: str) -> None:
         await self._run(key, b"HDEL", key.encode(), field.encode())
 
-    async def now(self, key: str = "") -> float:
-        return _seconds(await self._run(key, b"TIME"))
+    async def now(self, key: str = "", timeout: float = TIMEOUT) -> float:
+        return _seconds(await self._run(key, b"TIME", timeout=timeout))
 
     async def clear(self, prefix: str, keep: Collection[str]) -> int:
         self._check_one_node(prefix)
@@ -156,11 +158,13 @@ class RedisDocuments(Documents):
                 "have to be changed one by one; a prefix with a hash tag, '{my_bot}', is on one"
             )
 
-    async def _script(self, script: Script, key: str, *arguments: bytes | str | int) -> Any:
-        return await script.run(self._execute, [key], *arguments, timeout=self._timeout)
+    async def _script(
+        self, script: Script, key: str, *arguments: bytes | str | int, timeout: float = TIMEOUT
+    ) -> Any:
+        return await script.run(self._execute, [key], *arguments, timeout=timeout)
 
-    async def _run(self, key: str, *command: bytes) -> Any:
-        return await self._execute(command, key=key, timeout=self._timeout)
+    async def _run(self, key: str, *command: bytes, timeout: float = TIMEOUT) -> Any:
+        return await self._execute(command, key=key, timeout=timeout)
 
 
 def _seconds(reply: Any) -> float:

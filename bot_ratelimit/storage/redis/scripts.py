@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Any, TypeAlias
 
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.storage.deadline import Deadline
 from bot_ratelimit.storage.redis.encoding import encode_key
 
 Execute: TypeAlias = Callable[..., Awaitable[Any]]
@@ -35,6 +36,9 @@ class Script:
     ) -> Any:
         """Run the script and return its reply, within `timeout` seconds for at most two attempts.
 
+        A second attempt has at least 0.3 of them, because a busy event loop makes the first one
+        longer, although the server is fast.
+
         The keys are those that it reads and writes; on a cluster, all in one slot. It raises what
         `RedisStorage.execute` raises.
         """
@@ -42,14 +46,15 @@ class Script:
             each if isinstance(each, bytes) else encode_key(str(each))
             for each in (len(keys), *keys, *arguments)
         ]
-        began = time.monotonic()
+        began, deadline = time.monotonic(), Deadline(timeout)
         try:
             return await execute([b"EVALSHA", self._sha, *rest], key=keys[0], timeout=timeout)
         except ConfigError as error:
             if error.kind != "noscript":
                 raise
-        left = max(0.0, timeout - (time.monotonic() - began))
-        return await execute([b"EVAL", self._text, *rest], key=keys[0], timeout=left)
+        deadline.waited(began, answered=True)
+        text = [b"EVAL", self._text, *rest]
+        return await execute(text, key=keys[0], timeout=deadline.left())
 
 
 def script_in(name: str) -> Script:
