@@ -11,7 +11,7 @@ from aiogram.types import TelegramObject, Update
 from bot_ratelimit.config.live import Live
 from bot_ratelimit.incoming.backlog import Backlog
 from bot_ratelimit.incoming.bound_decision import BoundDecision
-from bot_ratelimit.incoming.dispatch_state import DEADLINE, NEWEST, dispatch_state
+from bot_ratelimit.incoming.dispatch_state import DEADLINE, NEWEST, REFUSED, dispatch_state
 from bot_ratelimit.incoming.event_filter import Counted, EventFilter
 from bot_ratelimit.incoming.functions import chosen, needs_event
 from bot_ratelimit.incoming.telling import Telling
@@ -206,7 +206,10 @@ class Admission:
 
     def _is_old(self, inner: TelegramObject, state: dict[object, Any]) -> bool:
         """Whether the event, or the newest of several that were collected, is dropped."""
-        return self._backlog is not None and self._backlog.drops(state.get(NEWEST, inner))
+        if self._backlog is None or not self._backlog.drops(state.get(NEWEST, inner)):
+            return False
+        state[REFUSED] = True
+        return True
 
     def handle_uncounted(
         self, handler: Handler, event: TelegramObject, data: dict[str, Any]

@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from aiogram import Router
+from aiogram import F, Router
 from aiogram.methods import AnswerCallbackQuery, SendMessage
 from aiogram.types import Message, TelegramObject
 
-from bot_ratelimit import ConfigError, InFlight
+from bot_ratelimit import (
+    Concurrency,
+    ConfigError,
+    InFlight,
+    Limiter,
+    RateLimitMiddleware,
+    Subject,
+)
 from bot_ratelimit.incoming.adaptive import AdaptiveLimit
 from bot_ratelimit.testing import Clock
 from tests.recorder import Recorder
@@ -150,6 +158,24 @@ def test_an_adaptive_limit_finds_what_a_backend_can_carry(workers: int) -> None:
     assert max(overloaded) <= 2 * latency
     assert limit.current >= workers * 0.9
     assert second(workers) <= 2 * latency
+
+
+async def test_only_what_a_handler_handled_tells_how_slow_handlers_are(limiter: Limiter) -> None:
+    """Updates that are refused, too old or without a handler do not move an adaptive limit."""
+    bot = bare()
+    in_flight = InFlight(adaptive=True).setup(bot.dispatcher)
+    assert in_flight._adaptive is not None
+    in_flight._adaptive.handled = told = Mock()  # type: ignore[method-assign]
+    limits = RateLimitMiddleware("9/h", limiter=limiter, on_limited=None, max_age="1h")
+    limits.setup(bot.dispatcher)
+    for text, flag in (("a", "1/m"), ("b", {"concurrent": 1, "key": "b"})):
+        bot.dispatcher.message.register(bot._handle, F.text == text, flags={"rate_limit": flag})
+    now = {"date": int(time.time())}
+    assert await bot.send("a", "a", "b", "no handler", **now) == [True, False, True, False]
+    assert await bot.send("b", date=1) == [False]
+    async with limiter.slot(Concurrency(1, name="b"), Subject(user=42)):
+        assert await bot.send("b", **now) == [False]
+    assert told.call_count == 2
 
 
 async def test_handlers_that_block_the_loop_hold_the_limit_down() -> None:
