@@ -136,28 +136,61 @@ async def test_the_share_of_one_user_or_chat_is_bounded(share: str) -> None:
     assert busy.bot.session.requests == []
 
 
+class Learning(AdaptiveLimit):
+    """The limit of a bot whose handlers take longer if there are more than `workers`."""
+
+    def __init__(self, workers: int) -> None:
+        self.clock = Clock()
+        super().__init__(10, 1_000, self.clock)
+        self.workers, self.latency = workers, 0.1
+
+    def second(self, offered: int) -> float:
+        """A second with this many updates at a time, if the limit lets them in."""
+        running = min(offered, self.current)
+        took = self.latency * max(1.0, running / self.workers)
+        for _ in range(20):
+            self.clock.move(0.05)
+            self.handled(took, running)
+        return took
+
+
 @pytest.mark.parametrize("workers", [15, 60, 200])
 def test_an_adaptive_limit_finds_what_a_backend_can_carry(workers: int) -> None:
     """At twice the load, handlers take at most twice as long; without load it grows back."""
-    clock = Clock()
-    limit = AdaptiveLimit(10, 1_000, clock)
-    latency = 0.1
-
-    def second(offered: int) -> float:
-        """A second with this many updates at a time, if the limit lets them in."""
-        running = min(offered, limit.current)
-        took = latency * max(1.0, running / workers)
-        for _ in range(20):
-            clock.move(0.05)
-            limit.handled(took, running)
-        return took
-
+    limit = Learning(workers)
     for _ in range(20):
-        second(5)
-    overloaded = [second(workers * 4) for _ in range(120)]
-    assert max(overloaded) <= 2 * latency
+        limit.second(5)
+    overloaded = [limit.second(workers * 4) for _ in range(120)]
+    assert max(overloaded) <= 2 * limit.latency
     assert limit.current >= workers * 0.9
-    assert second(workers) <= 2 * latency
+    assert limit.second(workers) <= 2 * limit.latency
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.3, 3.0])
+def test_an_adaptive_limit_refuses_nobody_without_load(factor: float) -> None:
+    """A bot with time for more is not measured again, also one that has become slower."""
+    limit = Learning(1_000)
+    for _ in range(60):
+        limit.second(30)
+    limit.latency *= factor
+    for _ in range(120):
+        limit.second(30)
+    refused = []
+    for _ in range(600):
+        refused.append(limit.current < 30)
+        limit.second(30)
+    assert not any(refused)
+
+
+def test_an_adaptive_limit_learns_that_all_handlers_became_slower() -> None:
+    """Also if more updates than the limit arrive all the time."""
+    limit = Learning(1_000)
+    for _ in range(30):
+        limit.second(2_000)
+    limit.latency *= 1.3
+    for _ in range(240):
+        limit.second(2_000)
+    assert limit.current >= 900
 
 
 async def test_only_what_a_handler_handled_tells_how_slow_handlers_are(limiter: Limiter) -> None:
