@@ -181,7 +181,7 @@ class Admission:
         self, slots: Concurrency, rules: Rules, key: Hashable, dispatch: Dispatch
     ) -> Any:
         """Handle the event while it holds a slot; without a slot it is not charged either."""
-        _, _, inner, update, data = dispatch
+        handler, event, inner, update, data = dispatch
         state = dispatch_state(data)
         held = ("slot", self._limiter.key_prefix, id(data.get("handler")))
         if held in state:  # another middleware holds it in this dispatch
@@ -193,7 +193,14 @@ class Admission:
         if self._is_old(inner, state):
             return None
         deadline = state.setdefault(DEADLINE, Deadline(self._limiter.timeout))
-        async with self._limiter.slot(slots, counted.subject, deadline=deadline) as slot:
+        try:
+            asking = self._limiter.slot(slots, counted.subject, deadline=deadline)
+        except Exception as error:  # of a scope that is a function
+            answer = self._answer_by_policy(Rules([slots]), error)
+            if answer.allowed:
+                return await self._handle(rules, key, dispatch, counted)
+            return await self._go_on(answer, counted.subject, handler, event, inner, data)
+        async with asking as slot:
             if slot.allowed:
                 state[held] = slot
                 try:

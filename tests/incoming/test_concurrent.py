@@ -17,6 +17,7 @@ from bot_ratelimit import (
     Concurrency,
     Decision,
     Limiter,
+    MemoryStorage,
     Notices,
     Penalty,
     RateLimitMiddleware,
@@ -179,6 +180,18 @@ async def test_the_policy_of_a_flag_holds_for_its_slots() -> None:
     bot = limited("9/s", limiter=Limiter(storage, on_error="deny"), flag=flag)
     storage.fail()
     assert await bot.send("a") == [True]
+
+
+@pytest.mark.parametrize("flag", [{"concurrent": 1}, {"concurrent": 1, "limit": "9/m"}])
+@pytest.mark.parametrize("policy", ["allow", "deny"])
+async def test_the_policy_answers_for_a_scope_that_fails(
+    flag: Any, policy: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if only the slots have this scope, and the log names the error."""
+    limiter = Limiter(MemoryStorage(), on_error=policy)
+    bot = limited("9/s", limiter=limiter, flag=flag | {"scope": {}.__getitem__, "key": "a"})
+    assert await bot.send("a") == [policy == "allow"]
+    assert "KeyError" in caplog.text
 
 
 async def test_a_ban_is_reported_before_a_taken_slot(storage: Storage) -> None:
