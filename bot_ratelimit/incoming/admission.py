@@ -200,16 +200,22 @@ class Admission:
             if answer.allowed:
                 return await self._handle(rules, key, dispatch, counted)
             return await self._go_on(answer, counted.subject, handler, event, inner, data)
+        subject = counted.subject
         async with asking as slot:
+            decision: Decision | None = slot
             if slot.allowed:
                 state[held] = slot
                 try:
-                    return await self._handle(rules, key, dispatch, counted)
+                    if key not in state:
+                        charged = await self._charge(rules, counted, state, dispatch)
+                        state[key] = charged, subject
+                    decision, subject = state[key]
+                    if decision is None or decision.allowed:
+                        return await self._go_on(decision, subject, handler, event, inner, data)
                 finally:
                     del state[held]
-        data[DATA_KEY] = slot
-        await self._telling.tell(inner, slot, counted.subject, data)
-        return None
+        # Without the slot, because nothing runs while the user is told.
+        return await self._go_on(decision, subject, handler, event, inner, data)
 
     def _is_old(self, inner: TelegramObject, state: dict[object, Any]) -> bool:
         """Whether the event, or the newest of several that were collected, is dropped."""

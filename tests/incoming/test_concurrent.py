@@ -239,6 +239,24 @@ async def test_a_pause_suspends_the_slots(storage: Storage) -> None:
         await middleware.live.stop()
 
 
+async def test_no_slot_is_held_while_the_user_is_told(limiter: Limiter) -> None:
+    """What the limit refuses runs nothing, so the next request is refused by the limit, too."""
+    told: list[Any] = []
+    bot = bare()
+
+    async def tell(event: TelegramObject, decision: Decision, data: dict[str, Any]) -> None:
+        told.append(decision.rule)
+        if len(told) == 1:  # a notice that takes a while
+            assert await bot.send("c") == [False]
+
+    RateLimitMiddleware("9/s", limiter=limiter, on_limited=tell).setup(bot.dispatcher)
+    rule = Rule("1/m", name="ask")
+    flag = {"limit": rule, "concurrent": 1, "key": "ask"}
+    bot.dispatcher.message.register(bot._handle, flags={"rate_limit": flag})
+    assert await bot.send("a", "b") == [True, False]
+    assert [each.limit for each in told] == [rule.limit] * 2
+
+
 async def test_a_concurrency_in_the_flag(limiter: Limiter) -> None:
     """`concurrent=Concurrency(...)` keeps its lease and scope, and shares slots by its name."""
     shared = Concurrency(1, Scope.CHAT, "shared", lease=60)
