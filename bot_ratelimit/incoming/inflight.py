@@ -20,7 +20,6 @@ from bot_ratelimit.incoming.admission import Handler
 from bot_ratelimit.incoming.arguments import OnLimitedLike
 from bot_ratelimit.incoming.dispatch_state import REFUSED, dispatch_state
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_one_of, is_paid, subject_of
-from bot_ratelimit.incoming.notices import Notices
 from bot_ratelimit.incoming.registration import check_dispatcher, register_guard
 from bot_ratelimit.incoming.telling import Telling
 from bot_ratelimit.limiter.decision import Decision
@@ -114,8 +113,6 @@ class InFlight(BaseMiddleware):
         self._shares = {"user": per_user, "chat": per_chat}
         self._held: Counter[Hashable] = Counter()
         self._observer = observers_of(observer)
-        if isinstance(on_busy, (str, Mapping)):
-            on_busy = Notices(on_busy, busy=on_busy)
         self._telling = Telling(on_busy, Limiter(MemoryStorage()), "on_busy")
         self._busy = Seldom()
         self._count = 0

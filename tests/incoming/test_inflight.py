@@ -17,6 +17,7 @@ from bot_ratelimit import (
     ConfigError,
     InFlight,
     Limiter,
+    Notices,
     RateLimitMiddleware,
     Subject,
 )
@@ -116,6 +117,19 @@ async def test_more_than_the_limit_is_refused_with_a_notice() -> None:
     assert busy.in_flight.refused == 3
     told = recorder.named("in_flight")
     assert (max(told), told[-1]) == (("in_flight", 6, 2), ("in_flight", 0, 2))
+
+
+async def test_the_texts_of_notices_are_used() -> None:
+    """`on_busy=Notices(...)` sends its texts, not the one about a request that is running."""
+    busy = Busy(limit=1, on_busy=Notices("Come back in {wait}."))
+    await busy.start(message=message())
+    assert await busy.bot.feed(message=message()) is None
+    assert await busy.bot.feed(callback_query=callback()) is None
+    busy.release.set()
+    notice, answer = busy.bot.session.requests
+    assert isinstance(notice, SendMessage)
+    assert isinstance(answer, AnswerCallbackQuery)
+    assert notice.text == answer.text == "Come back in 1 s."
 
 
 @pytest.mark.parametrize("share", ["per_user", "per_chat"])
