@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Hashable
+from time import perf_counter
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from aiogram.types import TelegramObject, Update
@@ -200,20 +201,21 @@ class Admission:
             if answer.allowed:
                 return await self._handle(rules, key, dispatch, counted)
             return await self._go_on(answer, counted.subject, handler, event, inner, data)
-        subject = counted.subject
+        subject, began = counted.subject, perf_counter()
         async with asking as slot:
             decision: Decision | None = slot
             if slot.allowed:
                 state[held] = slot
                 try:
                     if key not in state:
-                        charged = await self._charge(rules, counted, state, dispatch)
-                        state[key] = charged, subject
+                        state[key] = await self._charge(rules, counted, state, dispatch), subject
                     decision, subject = state[key]
                     if decision is None or decision.allowed:
                         return await self._go_on(decision, subject, handler, event, inner, data)
                 finally:
                     del state[held]
+            else:
+                self._limiter.observer.decided(slot, subject, perf_counter() - began)
         # Without the slot, because nothing runs while the user is told.
         return await self._go_on(decision, subject, handler, event, inner, data)
 

@@ -30,6 +30,7 @@ from bot_ratelimit.admin.control import Control
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.testing import FlakyStorage
 from tests.benches import eventually
+from tests.recorder import Recorder
 
 from .support import HANDLED, callback, message, user
 from .updates import Fleet, bare, limited, pre_checkout, used
@@ -255,6 +256,19 @@ async def test_no_slot_is_held_while_the_user_is_told(limiter: Limiter) -> None:
     bot.dispatcher.message.register(bot._handle, flags={"rate_limit": flag})
     assert await bot.send("a", "b") == [True, False]
     assert [each.limit for each in told] == [rule.limit] * 2
+
+
+async def test_refusals_of_slots_are_counted() -> None:
+    """Observers, the summary in the log and statistics see who floods a handler that is running."""
+    recorder = Recorder()
+    limiter = Limiter(MemoryStorage(), observer=recorder, statistics=True)
+    bot = limited("9/s", limiter=limiter, flag={"concurrent": 1, "key": "ask"})
+    async with limiter.slot(Concurrency(1, name="ask"), Subject(user=42)):
+        assert await bot.send("a", "b") == [False] * 2
+    assert await bot.send("c") == [True]
+    told = [(said.rule.label, said.allowed) for _, said, *_ in recorder.named("decided")]
+    assert told == [("slot:ask", False)] * 2 + [("user", True)]
+    assert await limiter.refused(42) == 2
 
 
 async def test_a_concurrency_in_the_flag(limiter: Limiter) -> None:
