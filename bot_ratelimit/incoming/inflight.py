@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping
 from math import isfinite
 from typing import Any, Final
 
-from aiogram import BaseMiddleware, Dispatcher
+from aiogram import Dispatcher
 from aiogram.dispatcher.event.bases import UNHANDLED
 from aiogram.types import TelegramObject, Update
 
@@ -20,7 +20,7 @@ from bot_ratelimit.incoming.admission import Handler
 from bot_ratelimit.incoming.arguments import OnLimitedLike
 from bot_ratelimit.incoming.dispatch_state import REFUSED, dispatch_state
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_one_of, is_paid, subject_of
-from bot_ratelimit.incoming.registration import check_dispatcher, register_guard
+from bot_ratelimit.incoming.registration import First, check_dispatcher, register_guard
 from bot_ratelimit.incoming.telling import Telling
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
@@ -45,7 +45,7 @@ _TICK: Final = 0.05
 """Seconds between two measurements of the event loop's lag."""
 
 
-class InFlight(BaseMiddleware):
+class InFlight(First):
     """Counts the updates that are being handled, bounds them, and lets a shutdown wait for them.
 
     ::

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from aiogram import F, Router
+from aiogram import Dispatcher, F, Router
 from aiogram.methods import AnswerCallbackQuery, SendMessage
 from aiogram.types import Message, TelegramObject
 
@@ -77,6 +78,27 @@ def test_shutdown_waits_for_running_handlers() -> None:
 
     assert [asyncio.run(run()) for _ in range(2)] == [True, True]
     assert busy.stopped == [[], [True] * 2, [True] * 2, [True] * 4]
+
+
+@pytest.mark.parametrize("fsm", [False, True])
+@pytest.mark.parametrize("is_first", [False, True])
+async def test_shutdown_waits_for_updates_that_a_guard_decides(is_first: bool, fsm: bool) -> None:
+    """It does not matter whether `InFlight` or the guard is set up first."""
+    bot = bare()
+    bot.dispatcher = Dispatcher(disable_fsm=not fsm)
+    in_flight, running = InFlight(), []
+
+    async def by_plan(event: TelegramObject, data: dict[str, Any]) -> str:
+        running.append(in_flight._count)
+        return "9/m"
+
+    limits = RateLimitMiddleware(by_plan)
+    setups = [partial(limits.setup, guard=True), in_flight.setup]
+    for setup in reversed(setups) if is_first else setups:
+        setup(bot.dispatcher)
+    bot.dispatcher.message.register(bot._handle)
+    assert await bot.send("a") == [True]
+    assert running == [1]
 
 
 async def test_shutdown_does_not_wait_forever(caplog: pytest.LogCaptureFixture) -> None:
