@@ -9,6 +9,10 @@ a second, the latency of handlers is compared with what it is without load::
 So the limit grows slowly while handlers are as fast as without load, and shrinks in proportion to
 how much slower they are. The lag of the event loop is added to the latency, because an update whose
 handler has not begun yet waits for it too.
+
+While the limit refuses nothing, the latency without load may grow with that of handlers, so a bot
+that becomes slower is not taken for one under load. At a full limit it may not: in a long overload
+the limit would grow to its upper bound.
 """
 
 from __future__ import annotations
@@ -26,8 +30,11 @@ _TOLERANCE: Final = 1.1
 """Handlers may be this much slower than without load."""
 _SMOOTHING: Final = 0.3
 """How much of a change is made in one window."""
-_RELEARN: Final = 60.0
-"""Seconds after which the latency without load is measured again, at the lower bound."""
+_DRIFT: Final = 1.005
+"""How much the latency without load may grow in a window."""
+_RELEARN: Final = 120
+"""Windows at a full limit with slow handlers, until the latency without load is measured again, at
+the lower bound."""
 
 
 class AdaptiveLimit:
@@ -43,7 +50,8 @@ class AdaptiveLimit:
         self._low, self._high, self._clock = low, high, clock
         self._limit = float(low)
         self._unloaded = 0.0  # seconds; 0 before the first window
-        self._learned_at = self._window_began = clock()
+        self._slow = 0  # windows at a full limit since handlers were fast
+        self._window_began = clock()
         self._latencies: list[float] = []
         self._most = 0  # updates at a time in this window
         self._lag = 0.0  # of the loop, the longest in this window
@@ -51,9 +59,7 @@ class AdaptiveLimit:
     @property
     def current(self) -> int:
         """How many updates may be handled at a time now."""
-        if self._clock() - self._learned_at > _RELEARN:
-            return self._low
-        return int(self._limit)
+        return int(self._limit) if self._slow < _RELEARN else self._low
 
     def lagged(self, seconds: float) -> None:
         """Report how late the event loop was."""
@@ -72,9 +78,14 @@ class AdaptiveLimit:
 
     def _adapt(self, latency: float) -> None:
         if self._most <= self._low or not self._unloaded:
-            self._unloaded, self._learned_at = latency, self._clock()
-        self._unloaded = min(self._unloaded, latency)
+            self._unloaded, self._slow = latency, 0
+        is_full = self._most >= int(self._limit)
+        self._unloaded = min(self._unloaded * (1.0 if is_full else _DRIFT), latency)
         slowness = (latency + self._lag) / self._unloaded
+        if slowness <= _TOLERANCE:
+            self._slow = 0
+        elif is_full:
+            self._slow += 1
         gradient = min(1.0, max(0.5, _TOLERANCE / slowness))
         wanted = self._limit * gradient + sqrt(self._limit)
         if wanted > self._limit and self._most < self._limit / 2:

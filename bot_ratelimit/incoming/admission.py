@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Hashable
+from time import perf_counter
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from aiogram.types import TelegramObject, Update
@@ -11,7 +12,7 @@ from aiogram.types import TelegramObject, Update
 from bot_ratelimit.config.live import Live
 from bot_ratelimit.incoming.backlog import Backlog
 from bot_ratelimit.incoming.bound_decision import BoundDecision
-from bot_ratelimit.incoming.dispatch_state import DEADLINE, NEWEST, dispatch_state
+from bot_ratelimit.incoming.dispatch_state import DEADLINE, NEWEST, REFUSED, dispatch_state
 from bot_ratelimit.incoming.event_filter import Counted, EventFilter
 from bot_ratelimit.incoming.functions import chosen, needs_event
 from bot_ratelimit.incoming.telling import Telling
@@ -181,7 +182,7 @@ class Admission:
         self, slots: Concurrency, rules: Rules, key: Hashable, dispatch: Dispatch
     ) -> Any:
         """Handle the event while it holds a slot; without a slot it is not charged either."""
-        _, _, inner, update, data = dispatch
+        handler, event, inner, update, data = dispatch
         state = dispatch_state(data)
         held = ("slot", self._limiter.key_prefix, id(data.get("handler")))
         if held in state:  # another middleware holds it in this dispatch
@@ -193,20 +194,37 @@ class Admission:
         if self._is_old(inner, state):
             return None
         deadline = state.setdefault(DEADLINE, Deadline(self._limiter.timeout))
-        async with self._limiter.slot(slots, counted.subject, deadline=deadline) as slot:
+        try:
+            asking = self._limiter.slot(slots, counted.subject, deadline=deadline)
+        except Exception as error:  # of a scope that is a function
+            answer = self._answer_by_policy(Rules([slots]), error, counted.subject)
+            if answer is None:
+                return await self._handle(rules, key, dispatch, counted)
+            return await self._go_on(answer, counted.subject, handler, event, inner, data)
+        subject, began = counted.subject, perf_counter()
+        async with asking as slot:
+            decision: Decision | None = slot
             if slot.allowed:
                 state[held] = slot
                 try:
-                    return await self._handle(rules, key, dispatch, counted)
+                    if key not in state:
+                        state[key] = await self._charge(rules, counted, state, dispatch), subject
+                    decision, subject = state[key]
+                    if decision is None or decision.allowed:
+                        return await self._go_on(decision, subject, handler, event, inner, data)
                 finally:
                     del state[held]
-        data[DATA_KEY] = slot
-        await self._telling.tell(inner, slot, counted.subject, data)
-        return None
+            else:
+                self._limiter.observer.decided(slot, subject, perf_counter() - began)
+        # Without the slot, because nothing runs while the user is told.
+        return await self._go_on(decision, subject, handler, event, inner, data)
 
     def _is_old(self, inner: TelegramObject, state: dict[object, Any]) -> bool:
         """Whether the event, or the newest of several that were collected, is dropped."""
-        return self._backlog is not None and self._backlog.drops(state.get(NEWEST, inner))
+        if self._backlog is None or not self._backlog.drops(state.get(NEWEST, inner)):
+            return False
+        state[REFUSED] = True
+        return True
 
     def handle_uncounted(
         self, handler: Handler, event: TelegramObject, data: dict[str, Any]

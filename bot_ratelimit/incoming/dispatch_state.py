@@ -10,6 +10,8 @@ DEADLINE: Final = "deadline"
 """The key of the time that this update may still wait for the storage, a `Deadline`."""
 NEWEST: Final = "newest"
 """The key of the newest message, if several were collected."""
+REFUSED: Final = "refused"
+"""The key that is there if the event was refused, or dropped as too old."""
 _NAME: Final = "_bot_ratelimit_decisions"
 
 

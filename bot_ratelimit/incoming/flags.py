@@ -33,7 +33,7 @@ from bot_ratelimit.incoming.handler_names import (
     handlers_of,
     shorten_name,
 )
-from bot_ratelimit.incoming.key_conflicts import conflicts
+from bot_ratelimit.incoming.key_conflicts import conflicts, limit_of
 from bot_ratelimit.rules.checks import check_name
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.penalty import Penalty
@@ -92,6 +92,8 @@ class Flags:
         # By identity, because handler objects cannot be hashed; there are as many entries as
         # handlers.
         self._read: dict[int, tuple[HandlerObject, HandlerLimits]] = {}
+        self._known: dict[tuple[Router, int], HandlerObject] = {}  # whose paths are below
+        self._by_path: dict[tuple[Router, str], list[tuple[HandlerObject, Rule]]] = {}
 
     def limits_for(self, handler: HandlerObject | None, router: Router | None) -> HandlerLimits:
         """Return what the flag of a handler says.
@@ -196,14 +198,25 @@ class Flags:
         if router is None:
             return
         *_, root = router.chain_head
-        for other, other_found in self.readable(root):
-            others = _by_path(other_found)
-            for path in conflicts(own, others):
-                raise ConfigError(
-                    f"the rate_limit flags of {name} ({own[path]}) and {full_name(other)} "
-                    f"({others[path]}) would count different limits under one key; give them "
-                    "different keys, or the same limit"
-                )
+        if (root, id(handler)) not in self._known:
+            self._find_paths(root)
+        for path, rule in own.items():
+            for other, others in self._by_path.get((root, path), ()):
+                if limit_of(others) != limit_of(rule):
+                    raise ConfigError(
+                        f"the rate_limit flags of {name} ({rule}) and {full_name(other)} "
+                        f"({others}) would count different limits under one key; give them "
+                        "different keys, or the same limit"
+                    )
+
+    def _find_paths(self, root: Router) -> None:
+        """Find which handlers of a bot are the first to count a limit under a path."""
+        for handler, found in self.readable(root):
+            self._known[root, id(handler)] = handler
+            for path, rule in _by_path(found).items():
+                same = self._by_path.setdefault((root, path), [])
+                if all(limit_of(rule) != limit_of(other) for _, other in same):
+                    same.append((handler, rule))
 
 
 def read_flag(value: Any, name: str, limits: NamedLimits) -> HandlerLimits:

@@ -10,16 +10,17 @@ from collections.abc import Hashable, Mapping
 from math import isfinite
 from typing import Any, Final
 
-from aiogram import BaseMiddleware, Dispatcher
+from aiogram import Dispatcher
+from aiogram.dispatcher.event.bases import UNHANDLED
 from aiogram.types import TelegramObject, Update
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.adaptive import AdaptiveLimit
 from bot_ratelimit.incoming.admission import Handler
 from bot_ratelimit.incoming.arguments import OnLimitedLike
+from bot_ratelimit.incoming.dispatch_state import REFUSED, dispatch_state
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_one_of, is_paid, subject_of
-from bot_ratelimit.incoming.notices import Notices
-from bot_ratelimit.incoming.registration import check_dispatcher, register_guard
+from bot_ratelimit.incoming.registration import First, check_dispatcher, register_guard
 from bot_ratelimit.incoming.telling import Telling
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
@@ -44,7 +45,7 @@ _TICK: Final = 0.05
 """Seconds between two measurements of the event loop's lag."""
 
 
-class InFlight(BaseMiddleware):
+class InFlight(First):
     """Counts the updates that are being handled, bounds them, and lets a shutdown wait for them.
 
     ::
@@ -112,8 +113,6 @@ class InFlight(BaseMiddleware):
         self._shares = {"user": per_user, "chat": per_chat}
         self._held: Counter[Hashable] = Counter()
         self._observer = observers_of(observer)
-        if isinstance(on_busy, (str, Mapping)):
-            on_busy = Notices(on_busy, busy=on_busy)
         self._telling = Telling(on_busy, Limiter(MemoryStorage()), "on_busy")
         self._busy = Seldom()
         self._count = 0
@@ -161,12 +160,17 @@ class InFlight(BaseMiddleware):
             full = None if subject is None else self._full(keys)
             if subject is not None and full and not _always_handled(inner, data):
                 return await self._refuse(inner, subject, *full, data)
-        began = time.perf_counter()
+        began, result = time.perf_counter(), None
         self._began(keys)
         try:
-            return await handler(event, data)
+            result = await handler(event, data)
+            return result
         finally:
-            self._ended(keys, time.perf_counter() - began)
+            # What no handler handled takes no time; beside it, handlers would seem to be slow.
+            is_handled = result is not UNHANDLED and REFUSED not in dispatch_state(data)
+            if self._adaptive is not None and is_handled:
+                self._adaptive.handled(time.perf_counter() - began, self._count)
+            self._ended(keys)
 
     def _full(self, keys: list[tuple[str, int]]) -> tuple[str, int] | None:
         """The name and value of the bound that is reached; None if there is none."""
@@ -204,9 +208,7 @@ class InFlight(BaseMiddleware):
             self._measure_lag(asyncio.get_running_loop())
         self._report()
 
-    def _ended(self, keys: list[tuple[str, int]], seconds: float) -> None:
-        if self._adaptive is not None:
-            self._adaptive.handled(seconds, self._count)
+    def _ended(self, keys: list[tuple[str, int]]) -> None:
         self._count -= 1
         for key in keys:
             self._held[key] -= 1

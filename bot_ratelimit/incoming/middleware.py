@@ -272,8 +272,6 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
             if excluded and is_of_type(excluded, inner, update):
                 return self._admission.handle_uncounted(handler, event, data)
         dispatch = Dispatch(handler, event, inner, update, data)
-        if self._bots and is_from_bot(inner, data):  # whatever the flag of the handler says
-            return self._admission.handle(self._bots, ("bots", self._key_space), dispatch)
         limits = self._flags.limits_for(data.get("handler"), data.get("event_router"))
         if limits.collect is None:
             return self._limited(limits, dispatch)
@@ -284,7 +282,9 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
         return limits.collect.collected(handle_collected, event, data, limits.name, self.limiter)
 
     def _limited(self, limits: HandlerLimits, dispatch: Dispatch) -> Awaitable[Any]:
-        handler, event, _, _, data = dispatch
+        handler, event, inner, _, data = dispatch
+        if self._bots and is_from_bot(inner, data):  # whatever the flag of the handler says
+            return self._admission.handle(self._bots, ("bots", self._key_space), dispatch)
         if limits.rules is False:
             return self._admission.handle_uncounted(handler, event, data)
         rules = self.rules

@@ -22,6 +22,7 @@ from bot_ratelimit.limiter.counts import counts_to_reset
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import NoticeKind, NoticeResult
+from bot_ratelimit.limiter.slot import Slot
 from bot_ratelimit.rules.checks import check_flag
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.duration import RUSSIAN_UNITS, UNITS, wait_text
@@ -153,7 +154,8 @@ class Notices:
         event, decision, subject, limiter, data = refusal
         wait = max(1, math.ceil(min(decision.retry_after, _LONGEST)))
         cached = min(wait, _CACHED)
-        busy = isinstance(decision.rule, Concurrency)
+        # Where the policy refuses, or `InFlight`, no request of the user may be running.
+        busy = isinstance(decision, Slot) and decision.source != "policy"
         if isinstance(decision.rule, Debounce) and not isinstance(event, CallbackQuery):
             return False  # the first of the equal messages is answered
         if isinstance(event, CallbackQuery):

@@ -47,10 +47,14 @@ def root_of(router: Router | None) -> Router | None:
     return root
 
 
+class First(BaseMiddleware):
+    """A guard that runs before all others, whenever it is registered."""
+
+
 def register_guard(middleware: BaseMiddleware, dispatcher: Dispatcher) -> None:
     """Register after the user context and before FSM, among the update's outer middlewares."""
     outer = dispatcher.update.outer_middleware
-    behind = list(outer)[_index_after_context(list(outer), dispatcher) :]
+    behind = list(outer)[_index_of(middleware, list(outer), dispatcher) :]
     for each in behind:
         outer.unregister(each)
     outer.register(middleware)
@@ -58,9 +62,11 @@ def register_guard(middleware: BaseMiddleware, dispatcher: Dispatcher) -> None:
         outer.register(each)
 
 
-def _index_after_context(registered: list[Any], dispatcher: Dispatcher) -> int:
-    """The position of FSM, or with `disable_fsm` the one after the user context."""
-    if dispatcher.fsm in registered:
+def _index_of(middleware: BaseMiddleware, registered: list[Any], dispatcher: Dispatcher) -> int:
+    """The position of FSM; with `disable_fsm`, or for a `First`, the one after the user context."""
+    is_first = isinstance(middleware, First)
+    if dispatcher.fsm in registered and not is_first:
         return registered.index(dispatcher.fsm)
-    context = [isinstance(each, UserContextMiddleware) for each in registered]
-    return context.index(True) + 1 if any(context) else 0
+    before = (UserContextMiddleware,) if is_first else (UserContextMiddleware, First)
+    found = [n for n, each in enumerate(registered, 1) if isinstance(each, before)]
+    return max(found, default=0)

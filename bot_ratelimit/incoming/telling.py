@@ -15,6 +15,7 @@ from aiogram.utils.i18n import I18n, I18nMiddleware
 
 from bot_ratelimit.errors import NotSentError
 from bot_ratelimit.incoming.arguments import OnLimitedLike, notices_of
+from bot_ratelimit.incoming.dispatch_state import REFUSED, dispatch_state
 from bot_ratelimit.incoming.events import is_from_bot
 from bot_ratelimit.incoming.notices import REFUSAL_KEY, Notices, Refusal
 from bot_ratelimit.limiter.decision import Decision
@@ -43,6 +44,7 @@ class Telling:
         self, event: TelegramObject, decision: Decision, subject: Subject, data: dict[str, Any]
     ) -> None:
         """Tell the user of a refused event."""
+        dispatch_state(data)[REFUSED] = True
         if self._on_limited is None or is_from_bot(event, data):
             return
         try:

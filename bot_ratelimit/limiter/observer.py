@@ -73,7 +73,7 @@ class Observer(ServerEvents):
     # -- what comes in ----------------------------------------------------------------------------
 
     def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
-        """A hit was decided after `seconds`; a `peek` is not reported."""
+        """A hit was decided, or a handler's slot refused, after `seconds`; a `peek` is not told."""
 
     def waited(self, decision: Decision, subject: Subject, seconds: float) -> None:
         """A caller of `acquire` waited for `seconds` until this decision."""

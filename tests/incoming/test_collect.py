@@ -18,7 +18,7 @@ from bot_ratelimit.testing import FlakyStorage
 from tests.benches import Pauses, eventually
 
 from .support import HANDLED, Instance, message, user
-from .updates import GROUP, Fleet, album, bare, limited, payment, photo
+from .updates import CHANNEL_BOT, GROUP, Fleet, album, bare, limited, payment, photo
 
 QUICK = Collect(wait=0.3, longest=2.0, at_most=20)
 
@@ -240,7 +240,7 @@ async def test_a_message_has_the_whole_timeout_after_the_pause() -> None:
 
 
 async def test_other_updates_and_handlers_are_not_collected(limiter: Limiter) -> None:
-    """Payments, paid messages, edits and messages for other handlers do not wait."""
+    """Payments, paid messages, edits, other bots and messages for other handlers do not wait."""
     calls, bot = Calls(), limited("9/h", (), limiter=limiter)
     bot.dispatcher.message.register(bot._handle, F.text.startswith("/"))
     for observer in (bot.dispatcher.message, bot.dispatcher.edited_message):
@@ -250,7 +250,8 @@ async def test_other_updates_and_handlers_are_not_collected(limiter: Limiter) ->
         assert await bot.feed(edited_message=message("b", edit_date=1)) == HANDLED
         assert await bot.send("/stop") == [True]
         assert await bot.send("c", paid_star_count=5) == [True]
-    assert calls.texts == [[None], ["b"], ["c"]]
+        assert await bot.send("d", chat=GROUP, **{"from": CHANNEL_BOT | {"id": 7}}) == [True]
+    assert calls.texts == [[None], ["b"], ["c"], ["d"]]
 
 
 async def test_as_a_middleware_before_the_limits(fleet: Fleet) -> None:

@@ -17,6 +17,7 @@ from bot_ratelimit import (
     Concurrency,
     Decision,
     Limiter,
+    MemoryStorage,
     Notices,
     Penalty,
     RateLimitMiddleware,
@@ -29,6 +30,7 @@ from bot_ratelimit.admin.control import Control
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.testing import FlakyStorage
 from tests.benches import eventually
+from tests.recorder import Recorder
 
 from .support import HANDLED, callback, message, user
 from .updates import Fleet, bare, limited, pre_checkout, used
@@ -181,6 +183,18 @@ async def test_the_policy_of_a_flag_holds_for_its_slots() -> None:
     assert await bot.send("a") == [True]
 
 
+@pytest.mark.parametrize("flag", [{"concurrent": 1}, {"concurrent": 1, "limit": "9/m"}])
+@pytest.mark.parametrize("policy", ["allow", "deny"])
+async def test_the_policy_answers_for_a_scope_that_fails(
+    flag: Any, policy: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if only the slots have this scope, and the log names the error."""
+    limiter = Limiter(MemoryStorage(), on_error=policy)
+    bot = limited("9/s", limiter=limiter, flag=flag | {"scope": {}.__getitem__, "key": "a"})
+    assert await bot.send("a") == [policy == "allow"]
+    assert "KeyError" in caplog.text
+
+
 async def test_a_ban_is_reported_before_a_taken_slot(storage: Storage) -> None:
     """A custom function gets the slot as the decision, but for banned users the ban."""
     told: list[Any] = []
@@ -224,6 +238,37 @@ async def test_a_pause_suspends_the_slots(storage: Storage) -> None:
         bots.end.set()
         assert await asyncio.gather(*tasks) == [HANDLED] * 3
         await middleware.live.stop()
+
+
+async def test_no_slot_is_held_while_the_user_is_told(limiter: Limiter) -> None:
+    """What the limit refuses runs nothing, so the next request is refused by the limit, too."""
+    told: list[Any] = []
+    bot = bare()
+
+    async def tell(event: TelegramObject, decision: Decision, data: dict[str, Any]) -> None:
+        told.append(decision.rule)
+        if len(told) == 1:  # a notice that takes a while
+            assert await bot.send("c") == [False]
+
+    RateLimitMiddleware("9/s", limiter=limiter, on_limited=tell).setup(bot.dispatcher)
+    rule = Rule("1/m", name="ask")
+    flag = {"limit": rule, "concurrent": 1, "key": "ask"}
+    bot.dispatcher.message.register(bot._handle, flags={"rate_limit": flag})
+    assert await bot.send("a", "b") == [True, False]
+    assert [each.limit for each in told] == [rule.limit] * 2
+
+
+async def test_refusals_of_slots_are_counted() -> None:
+    """Observers, the summary in the log and statistics see who floods a handler that is running."""
+    recorder = Recorder()
+    limiter = Limiter(MemoryStorage(), observer=recorder, statistics=True)
+    bot = limited("9/s", limiter=limiter, flag={"concurrent": 1, "key": "ask"})
+    async with limiter.slot(Concurrency(1, name="ask"), Subject(user=42)):
+        assert await bot.send("a", "b") == [False] * 2
+    assert await bot.send("c") == [True]
+    told = [(said.rule.label, said.allowed) for _, said, *_ in recorder.named("decided")]
+    assert told == [("slot:ask", False)] * 2 + [("user", True)]
+    assert await limiter.refused(42) == 2
 
 
 async def test_a_concurrency_in_the_flag(limiter: Limiter) -> None:

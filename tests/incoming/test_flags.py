@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from aiogram import F, Router, flags
@@ -20,6 +21,7 @@ from aiogram.types import Message
 from fakeredis import FakeAsyncRedis
 
 from bot_ratelimit import Concurrency, ConfigError, Limiter, Penalty, RateLimitMiddleware, Rule
+from bot_ratelimit.incoming.flags import read_flag
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.testing import FlakyStorage
 
@@ -182,6 +184,19 @@ async def test_handlers_of_one_name() -> None:
     await bot.dispatcher.emit_startup()
     assert await bot.send(*"aba") == [True, True, False]
     assert await bot.send(*"ccddee") == [True, False] * 3
+
+
+async def test_the_start_reads_each_flag_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many handlers have one: a start that takes the square of it takes seconds."""
+    read = Mock(wraps=read_flag)
+    monkeypatch.setattr("bot_ratelimit.incoming.flags.read_flag", read)
+    bot = limited(None, ())
+    for number in range(50):
+        flag = {"limit": "1/m", "key": f"handler{number}"}
+        bot.dispatcher.message.register(order, flags={"rate_limit": flag})
+    await bot.dispatcher.emit_startup()
+    assert await bot.send("a") == [True]
+    assert read.call_count < 50 * 10
 
 
 class Quiz(Scene, state="quiz"):

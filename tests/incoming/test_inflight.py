@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from aiogram import Router
+from aiogram import Dispatcher, F, Router
 from aiogram.methods import AnswerCallbackQuery, SendMessage
 from aiogram.types import Message, TelegramObject
 
-from bot_ratelimit import ConfigError, InFlight
+from bot_ratelimit import (
+    Concurrency,
+    ConfigError,
+    InFlight,
+    Limiter,
+    Notices,
+    RateLimitMiddleware,
+    Subject,
+)
 from bot_ratelimit.incoming.adaptive import AdaptiveLimit
 from bot_ratelimit.testing import Clock
 from tests.recorder import Recorder
@@ -70,6 +80,27 @@ def test_shutdown_waits_for_running_handlers() -> None:
     assert busy.stopped == [[], [True] * 2, [True] * 2, [True] * 4]
 
 
+@pytest.mark.parametrize("fsm", [False, True])
+@pytest.mark.parametrize("is_first", [False, True])
+async def test_shutdown_waits_for_updates_that_a_guard_decides(is_first: bool, fsm: bool) -> None:
+    """It does not matter whether `InFlight` or the guard is set up first."""
+    bot = bare()
+    bot.dispatcher = Dispatcher(disable_fsm=not fsm)
+    in_flight, running = InFlight(), []
+
+    async def by_plan(event: TelegramObject, data: dict[str, Any]) -> str:
+        running.append(in_flight._count)
+        return "9/m"
+
+    limits = RateLimitMiddleware(by_plan)
+    setups = [partial(limits.setup, guard=True), in_flight.setup]
+    for setup in reversed(setups) if is_first else setups:
+        setup(bot.dispatcher)
+    bot.dispatcher.message.register(bot._handle)
+    assert await bot.send("a") == [True]
+    assert running == [1]
+
+
 async def test_shutdown_does_not_wait_forever(caplog: pytest.LogCaptureFixture) -> None:
     """A handler that hangs does not keep the process alive, and the log reports it."""
     busy = Busy(patience=0.01)
@@ -110,6 +141,19 @@ async def test_more_than_the_limit_is_refused_with_a_notice() -> None:
     assert (max(told), told[-1]) == (("in_flight", 6, 2), ("in_flight", 0, 2))
 
 
+async def test_the_texts_of_notices_are_used() -> None:
+    """`on_busy=Notices(...)` sends its texts, not the one about a request that is running."""
+    busy = Busy(limit=1, on_busy=Notices("Come back in {wait}."))
+    await busy.start(message=message())
+    assert await busy.bot.feed(message=message()) is None
+    assert await busy.bot.feed(callback_query=callback()) is None
+    busy.release.set()
+    notice, answer = busy.bot.session.requests
+    assert isinstance(notice, SendMessage)
+    assert isinstance(answer, AnswerCallbackQuery)
+    assert notice.text == answer.text == "Come back in 1 s."
+
+
 @pytest.mark.parametrize("share", ["per_user", "per_chat"])
 async def test_the_share_of_one_user_or_chat_is_bounded(share: str) -> None:
     """One user, or one chat, cannot take all places; `on_busy` takes what `on_limited` takes."""
@@ -128,28 +172,79 @@ async def test_the_share_of_one_user_or_chat_is_bounded(share: str) -> None:
     assert busy.bot.session.requests == []
 
 
+class Learning(AdaptiveLimit):
+    """The limit of a bot whose handlers take longer if there are more than `workers`."""
+
+    def __init__(self, workers: int) -> None:
+        self.clock = Clock()
+        super().__init__(10, 1_000, self.clock)
+        self.workers, self.latency = workers, 0.1
+
+    def second(self, offered: int) -> float:
+        """A second with this many updates at a time, if the limit lets them in."""
+        running = min(offered, self.current)
+        took = self.latency * max(1.0, running / self.workers)
+        for _ in range(20):
+            self.clock.move(0.05)
+            self.handled(took, running)
+        return took
+
+
 @pytest.mark.parametrize("workers", [15, 60, 200])
 def test_an_adaptive_limit_finds_what_a_backend_can_carry(workers: int) -> None:
     """At twice the load, handlers take at most twice as long; without load it grows back."""
-    clock = Clock()
-    limit = AdaptiveLimit(10, 1_000, clock)
-    latency = 0.1
-
-    def second(offered: int) -> float:
-        """A second with this many updates at a time, if the limit lets them in."""
-        running = min(offered, limit.current)
-        took = latency * max(1.0, running / workers)
-        for _ in range(20):
-            clock.move(0.05)
-            limit.handled(took, running)
-        return took
-
+    limit = Learning(workers)
     for _ in range(20):
-        second(5)
-    overloaded = [second(workers * 4) for _ in range(120)]
-    assert max(overloaded) <= 2 * latency
+        limit.second(5)
+    overloaded = [limit.second(workers * 4) for _ in range(120)]
+    assert max(overloaded) <= 2 * limit.latency
     assert limit.current >= workers * 0.9
-    assert second(workers) <= 2 * latency
+    assert limit.second(workers) <= 2 * limit.latency
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.3, 3.0])
+def test_an_adaptive_limit_refuses_nobody_without_load(factor: float) -> None:
+    """A bot with time for more is not measured again, also one that has become slower."""
+    limit = Learning(1_000)
+    for _ in range(60):
+        limit.second(30)
+    limit.latency *= factor
+    for _ in range(120):
+        limit.second(30)
+    refused = []
+    for _ in range(600):
+        refused.append(limit.current < 30)
+        limit.second(30)
+    assert not any(refused)
+
+
+def test_an_adaptive_limit_learns_that_all_handlers_became_slower() -> None:
+    """Also if more updates than the limit arrive all the time."""
+    limit = Learning(1_000)
+    for _ in range(30):
+        limit.second(2_000)
+    limit.latency *= 1.3
+    for _ in range(240):
+        limit.second(2_000)
+    assert limit.current >= 900
+
+
+async def test_only_what_a_handler_handled_tells_how_slow_handlers_are(limiter: Limiter) -> None:
+    """Updates that are refused, too old or without a handler do not move an adaptive limit."""
+    bot = bare()
+    in_flight = InFlight(adaptive=True).setup(bot.dispatcher)
+    assert in_flight._adaptive is not None
+    in_flight._adaptive.handled = told = Mock()  # type: ignore[method-assign]
+    limits = RateLimitMiddleware("9/h", limiter=limiter, on_limited=None, max_age="1h")
+    limits.setup(bot.dispatcher)
+    for text, flag in (("a", "1/m"), ("b", {"concurrent": 1, "key": "b"})):
+        bot.dispatcher.message.register(bot._handle, F.text == text, flags={"rate_limit": flag})
+    now = {"date": int(time.time())}
+    assert await bot.send("a", "a", "b", "no handler", **now) == [True, False, True, False]
+    assert await bot.send("b", date=1) == [False]
+    async with limiter.slot(Concurrency(1, name="b"), Subject(user=42)):
+        assert await bot.send("b", **now) == [False]
+    assert told.call_count == 2
 
 
 async def test_handlers_that_block_the_loop_hold_the_limit_down() -> None:
