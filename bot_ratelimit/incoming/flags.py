@@ -89,11 +89,9 @@ class Flags:
         self._storage = storage
         self.names = HandlerNames(FLAG)
         """Of all handlers, also of those without the flag."""
-        # By identity, because handler objects cannot be hashed; there are as many entries as
-        # handlers.
+        # By identity, because handler objects cannot be hashed; as many entries as handlers.
         self._read: dict[int, tuple[HandlerObject, HandlerLimits]] = {}
-        self._known: dict[tuple[Router, int], HandlerObject] = {}  # whose paths are below
-        self._by_path: dict[tuple[Router, str], list[tuple[HandlerObject, Rule]]] = {}
+        self._holders: dict[tuple[Router, str], list[tuple[HandlerObject, Rule]]] = {}
 
     def limits_for(self, handler: HandlerObject | None, router: Router | None) -> HandlerLimits:
         """Return what the flag of a handler says.
@@ -198,23 +196,22 @@ class Flags:
         if router is None:
             return
         *_, root = router.chain_head
-        if (root, id(handler)) not in self._known:
-            self._find_paths(root)
+        if any((root, path) not in self._holders for path in own):
+            self._find_holders(root)
         for path, rule in own.items():
-            for other, others in self._by_path.get((root, path), ()):
-                if limit_of(others) != limit_of(rule):
+            for other, its in self._holders.get((root, path), ()):
+                if limit_of(its) != limit_of(rule):
                     raise ConfigError(
-                        f"the rate_limit flags of {name} ({rule}) and {full_name(other)} "
-                        f"({others}) would count different limits under one key; give them "
-                        "different keys, or the same limit"
+                        f"the rate_limit flags of {name} ({rule}) and {full_name(other)} ({its}) "
+                        "would count different limits under one key; give them different keys, "
+                        "or the same limit"
                     )
 
-    def _find_paths(self, root: Router) -> None:
-        """Find which handlers of a bot are the first to count a limit under a path."""
+    def _find_holders(self, root: Router) -> None:
+        """Find the first handler of a bot for each limit under each path."""
         for handler, found in self.readable(root):
-            self._known[root, id(handler)] = handler
             for path, rule in _by_path(found).items():
-                same = self._by_path.setdefault((root, path), [])
+                same = self._holders.setdefault((root, path), [])
                 if all(limit_of(rule) != limit_of(other) for _, other in same):
                     same.append((handler, rule))
 
