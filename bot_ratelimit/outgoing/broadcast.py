@@ -67,7 +67,6 @@ class Broadcast(Generic[T]):
         self._is_set_up = is_set_up
         self._floods = 0  # how many requests were answered with 429
         self._unknown = 0  # how many chats may have got something when their worker was stopped
-        self._supergroups: set[str] = set()  # those that have it; the list may have an old id, too
         self._turn = asyncio.Lock()
         self._workers: list[asyncio.Task[None]] = []
         self._serving: dict[asyncio.Task[Any] | None, BroadcastScope] = {}
@@ -138,8 +137,7 @@ class Broadcast(Generic[T]):
         """The next chat; None at the end, because a chat that is None gets an outcome, too."""
         async with self._turn:  # an async generator allows one caller at a time
             async for chat in chats:
-                is_done = self._journal is not None and chat in self._journal
-                if not is_done and str(chat).strip() not in self._supergroups:
+                if self._journal is None or chat not in self._journal:
                     return (chat,)
                 self._progress.skipped += 1
         return None
@@ -160,7 +158,7 @@ class Broadcast(Generic[T]):
             requests.error = None  # which knows this frame, and so itself
         if sent is None:
             return None
-        if sent and sent.error is None and not requests.left:
+        if sent and not requests.left:
             if not self._warned:
                 self._warned = True
                 log.warning(
@@ -193,16 +191,12 @@ class Broadcast(Generic[T]):
                     status = _status(error, requests)
                     return Sent(chat, status, None, error, error.migrate_to_chat_id)
                 target = moved = error.migrate_to_chat_id
-                if str(moved) in self._supergroups:
-                    return Sent(chat, Status.MIGRATED, None, error, moved)
             except Exception as error:
                 again = never_left(error) and not requests.left
                 if not again or (wait := next(waits, None)) is None:
                     return Sent(chat, _status(error, requests), None, error, moved)
                 await self._pacer.sleep(0 if self._pacer.closed else wait)
             else:
-                if (name := str(target).strip()).startswith("-100"):
-                    self._supergroups.add(name)
                 return Sent(chat, Status.MIGRATED if moved else Status.SENT, result, None, moved)
 
     async def _call(self, chat: T, requests: BroadcastScope) -> Any:
@@ -217,6 +211,8 @@ class Broadcast(Generic[T]):
             raise
         except Exception as error:
             self._log(chat, error)
+            if isinstance(requests.error, ShuttingDownError):
+                raise requests.error from None
             if requests.error is None or requests.left:
                 raise
         else:
@@ -227,8 +223,11 @@ class Broadcast(Generic[T]):
 
     def _log(self, chat: T, error: Exception) -> None:
         """Log the first bug of `send`, which is not an error of Telegram in another form."""
-        causes = getattr(error, "exceptions", (error.__cause__,))  # of a TaskGroup, all errors
-        if not self._has_failed and not all(isinstance(each, _EXPECTED) for each in causes):
+        if isinstance(error, ExceptionGroup):  # of a TaskGroup
+            is_bug = error.split(_EXPECTED)[1] is not None
+        else:
+            is_bug = not isinstance(error.__cause__, _EXPECTED)
+        if is_bug and not self._has_failed:
             self._has_failed = True
             log.error(
                 "Broadcast: send(%r) failed; only the first error is logged", chat, exc_info=error

@@ -136,6 +136,7 @@ class Journal:
         begun: dict[str, None] = {}
         for number, line in enumerate(text[:whole].split(b"\n")[:-1], 1):
             chat, _, word = line.decode(errors="replace").strip().rpartition(" ")
+            chat = chat.strip()
             if word not in _WORDS:
                 raise ConfigError(
                     f"the journal {self.path}: line {number} is not a line of a journal; give the "

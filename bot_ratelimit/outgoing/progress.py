@@ -56,8 +56,7 @@ class Progress:
         self.counts: Counter[Status] = Counter()
         """The number of chats for each outcome."""
         self.skipped = 0
-        """The number of chats that are skipped: the journal has them from earlier runs, or a
-        supergroup has the message already under its old id."""
+        """The number of chats that are skipped, because the journal has them from earlier runs."""
         self._total = total
         self._message = message
         self._every = every
@@ -84,7 +83,7 @@ class Progress:
             text += f" of {self._total:,} ({100 * done // self._total} %)"
         parts = [f"{self.counts[s]:,} {s.value}" for s in Status if self.counts[s]]
         if self.skipped:
-            parts.append(f"{self.skipped:,} skipped")
+            parts.append(f"{self.skipped:,} in earlier runs")
         if parts:
             text += f": {', '.join(parts)}"
         if self._seconds > 0 and self.counts:

@@ -107,6 +107,20 @@ async def test_a_shutdown_in_another_form_ends_the_broadcast(
 
 
 @virtual
+async def test_a_shutdown_between_two_messages_ends_the_broadcast() -> None:
+    """Also in another form; `Journal(..., repeat_in_flight=True)` repeats what got a part."""
+    _, bot, outgoing = paced(per_chat="1/s")
+
+    async def send(chat: int) -> None:
+        await bot.send_message(chat, "one")
+        await with_own_error(bot)(chat)
+
+    asyncio.get_running_loop().call_later(0.5, lambda: asyncio.ensure_future(outgoing.close()))
+    with pytest.raises(NotSentError):
+        assert not [sent async for sent in outgoing.broadcast([1, 2, 3], send)]
+
+
+@virtual
 async def test_a_bug_after_a_refusal_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """The chat is still what Telegram said of it."""
     _, bot, outgoing = paced(errors=[BLOCKED])
