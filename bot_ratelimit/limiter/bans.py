@@ -149,7 +149,8 @@ class Bans:
     async def _tick(self) -> bool:
         self._idle = 0.0 if self.used or self.is_stale else self._idle + REFRESH
         self.used = False
-        await self._reload()
+        if not await self._reload() and self.is_stale and not self.used:
+            return False  # at the start: the first decision loads it, and waits for it
         self.is_stale = False
         return self._idle < IDLE
 
@@ -157,15 +158,15 @@ class Bans:
         """Let the next decision load the list."""
         self.is_stale = not self._is_always_fresh
 
-    async def _reload(self) -> None:
-        """Load the list if it has changed; if that fails, the copy stays as it is."""
+    async def _reload(self) -> bool:
+        """Load the list if it has changed; if that fails, the copy stays as it is: False."""
         try:
             # No update waits for this longer than its own deadline, and a long list takes a while.
             loaded = await self._required().load(self._version, timeout=max(self._timeout, 2.0))
             if loaded is not None:
                 self._version, self.current = loaded
         except StorageError:  # decisions report it
-            return
+            return False
         except Exception as error:
             if self._seldom():
                 log.warning(
@@ -173,6 +174,7 @@ class Bans:
                     error,
                     exc_info=None if isinstance(error, ConfigError) else error,
                 )
+        return True
 
     # -- bans of penalties ------------------------------------------------------------------------
 

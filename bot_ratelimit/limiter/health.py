@@ -85,34 +85,47 @@ class Watch(ServerEvents):
         self._decider = decider
         self._ticker = Ticker(self._tick, WATCH_EVERY)
         self._starts = False
+        self._is_closed = False
         decider.guard.events = (*decider.guard.events, self)
 
     def open(self) -> None:
         """Ask now, and log when the storage answers for the first time."""
-        self._starts = True
+        self._starts, self._is_closed = True, False
         self._ticker.start(at_once=True)
 
-    def outage_began(self, server: str, kind: str) -> None:
-        """Ask until it is over."""
-        self._ticker.start()
+    def storage_failed(self, server: str, kind: str) -> None:
+        """Ask until no outage lasts, unless the limiter was closed."""
+        if not self._is_closed:
+            self._ticker.start()
 
     async def close(self) -> None:
         """Ask no more."""
+        self._starts, self._is_closed = False, True
         await self._ticker.stop()
 
     async def _tick(self) -> bool:
+        await (self._begin() if self._starts else self._look())
+        servers = self._decider.guard.servers().values()
+        return self._starts or any(each.outage() for each in servers)
+
+    async def _begin(self) -> None:
+        """Ask for the first time, and try the rules of the bot."""
         decider, storage = self._decider, self._decider.storage
         ask = Ask([_count(decider)], Op.PEEK)  # which leaves no key
-        timeout = PATIENCE if self._starts else None
-        answer = await decider.guard.run(ask.counts, storage.ask, ask, timeout=timeout)
+        answer = await decider.guard.run(ask.counts, storage.ask, ask, timeout=PATIENCE)
         if isinstance(answer, Missing):
-            return self._starts or decider.guard.is_out(ask.counts)
-        if self._starts:
-            self._starts = False
-            log.info("Connected to %s (%s)", storage.title, storage.server(ask.counts))
-            await asyncio.sleep(0)  # the rules of a bot are complete when it has started
-            await _try_rules(decider)
-        return False
+            return
+        self._starts = False
+        log.info("Connected to %s (%s)", storage.title, storage.server(ask.counts))
+        await asyncio.sleep(0)  # the rules of a bot are complete when it has started
+        await _try_rules(decider)
+
+    async def _look(self) -> None:
+        """Ask each server that is out of reach, in a cluster by a key of the same slot."""
+        guard, ask = self._decider.guard, self._decider.storage.ask
+        for outage in filter(None, (each.outage() for each in guard.servers().values())):
+            count = _count(self._decider, f":{{{outage.counts[0].key}}}")
+            await guard.run([count], ask, Ask([count], Op.PEEK))
 
 
 async def checked(decider: Decider) -> Health:
@@ -175,5 +188,5 @@ async def _try_rules(decider: Decider) -> None:
     await asyncio.gather(*trials)
 
 
-def _count(decider: Decider) -> Count:
-    return Count(f"{decider.key_prefix}:ratelimit:check", _LIMIT)
+def _count(decider: Decider, of: str = "") -> Count:
+    return Count(f"{decider.key_prefix}:ratelimit:check{of}", _LIMIT)

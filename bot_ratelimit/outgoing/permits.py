@@ -37,7 +37,7 @@ class Permits:
             timeout=limiter.timeout,
             part="requests",
             consequence=_ALONE,
-            events=limiter.observer.each,
+            events=limiter.decider.guard.events,
             remembers=True,
         )
 

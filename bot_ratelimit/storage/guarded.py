@@ -193,7 +193,10 @@ class Guard:
             for each in self.events:
                 each.storage_failed(server.name, kind)
         if not isinstance(error, StorageError):
-            self.answered(admitted)  # to ask less often would not help
+            if isinstance(error, ConfigError) and kind != ConfigError.kind:
+                self.answered(admitted)  # the server has refused, so it is there
+            else:
+                breaker.succeeded(ticket)  # to ask less often would not help
             self._note_fault(server, error, kind)
             return Missing.UNKNOWN
         if isinstance(error, QueueFullError) or kind == "closed":

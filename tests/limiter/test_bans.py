@@ -24,7 +24,7 @@ from bot_ratelimit import (
 from bot_ratelimit.limiter import bans as bans_module
 from bot_ratelimit.rules.rule import rules_of
 from bot_ratelimit.storage import banlist
-from bot_ratelimit.testing import Clock
+from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.benches import TIMEOUT, Bench, eventually
 from tests.servers import Server
 from tests.tables import table
@@ -229,6 +229,19 @@ async def test_bans_survive_an_outage(own_server: Server) -> None:
             with pytest.raises(StorageError):
                 await call
         await limiter.close()
+
+
+async def test_a_list_that_was_not_loaded_at_the_start_is_waited_for() -> None:
+    """The first decision after the storage is there knows all bans."""
+    storage = FlakyStorage(RedisStorage(FakeAsyncRedis(server=FakeServer())))
+    await Limiter(storage, timeout=5).ban(USER, "1h")
+    limiter = Limiter(storage, timeout=5)
+    storage.fail()
+    limiter.open()
+    await asyncio.sleep(0.05)
+    storage.heal()
+    assert await banned(limiter)
+    await limiter.close()
 
 
 @pytest.mark.parametrize("bench", ["redis-server"], indirect=True)

@@ -325,10 +325,37 @@ async def test_an_outage_ends_without_updates(
     for _ in range(3):
         await limiter.hit("9/s", Subject(user=42))
     assert (await limiter.health()).problem == "out of reach"
-    storage.fail(ConfigError("NOPERM")) if refuses else storage.heal()
+    refusal = ConfigError("NOPERM")
+    refusal.kind = "noperm"
+    storage.fail(refusal) if refuses else storage.heal()
     await eventually(lambda: limiter.decider.guard.servers()["memory"].outage() is None)
     assert (await limiter.health()).problem == ("NOPERM" if refuses else "")
     asked = storage.calls
     await asyncio.sleep(0.05)
     assert storage.calls <= asked + 1
+    await limiter.close()
+
+
+async def test_a_closed_limiter_asks_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if something that was left behind fails afterwards, or another part of the bot does; an
+    outage that an other part has found is its own to watch."""
+    monkeypatch.setattr("bot_ratelimit.limiter.health.WATCH_EVERY", 0.01)
+
+    class Shared(FlakyStorage):
+        key_space = "the same server"
+
+    closed, other = Shared(), Shared()
+    gone, limiter = Limiter(closed), Limiter(other)
+    for each in (gone, limiter):
+        each.open()
+        await eventually(lambda each=each: not each._watch._starts)
+        each.storage.fail()
+        await each.hit("9/s", Subject(user=42))
+    await gone.close()
+    await gone.hit("9/s", Subject(user=42))
+    for _ in range(3):
+        await limiter.hit("9/s", Subject(user=42))
+    asked = closed.calls, other.calls
+    await eventually(lambda: other.calls > asked[1])
+    assert closed.calls == asked[0]
     await limiter.close()

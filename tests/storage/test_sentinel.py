@@ -148,7 +148,7 @@ async def test_an_attempt_is_given_up_when_there_is_another_primary(
     monkeypatch.setattr(sentinels.SentinelEndpoint, "_primary", primary)
     monkeypatch.setattr(driver, "open_wire", open_wire)
     pool = Sentinel([("localhost", 1)]).master_for("shop").connection_pool
-    assert await sentinels.SentinelEndpoint(pool).connect() == "the wire"
+    assert await sentinels.SentinelEndpoint(pool, 5).connect() == "the wire"
     await asyncio.sleep(0)
     assert given_up
 

@@ -49,6 +49,7 @@ class _Early:
         self.clock: Final = ListeningClock(on_tick)
         self.requests: list[tuple[str, Request]] = []
         """With their keys."""
+        self.in_vain = 0.0  # how long a request has waited since the last change
 
     def take(self, before: float = math.inf) -> list[tuple[str, Request]]:
         """Remove and return those whose time is over before this; all by default."""
@@ -75,7 +76,6 @@ class Shards:
         self._refreshed_at = 0.0
         self._is_closed = False
         self._early = PerLoop(lambda: _Early(self._expire))
-        self._in_vain = 0.0  # how long a request has waited since the last change
         self._left: set[Connection] = set()  # of nodes without slots, until they are closed
         self._seldom = Seldom()
         for address in driver.startup_nodes(client):
@@ -118,9 +118,10 @@ class Shards:
                 node = self.holder(key)
         if node is not None:
             return node.submit(item, timeout)
-        if timeout <= self._in_vain:
+        early = self._early.get()
+        if timeout <= early.in_vain:
             raise self._not_reached(timeout)
-        early, request = self._early.get(), Request(item, timeout)
+        request = Request(item, timeout)
         if len(early.requests) >= MAX_WAITING:
             raise QueueFullError(f"{MAX_WAITING} requests already wait for {self.where}")
         request.deadline = early.clock.now() + timeout
@@ -141,7 +142,7 @@ class Shards:
         """Give up early requests whose time is over; return whether others wait."""
         early = self._early.get()
         for _, request in early.take(now):
-            self._in_vain = max(self._in_vain, request.timeout)
+            early.in_vain = max(early.in_vain, request.timeout)
             request.answer(self._not_reached(request.timeout))
         return bool(early.requests)
 
@@ -161,10 +162,12 @@ class Shards:
                 await asyncio.wait([task])
             early = self._early.get()
             early.clock.stop()
+            early.in_vain = 0.0
             closed = StorageError("the storage was closed", kind="closed")
             answer_all([request for _, request in early.take()], closed)
             for connection in (*self.connections(), *self._left):
                 await connection.close()
+            self._left.clear()
         finally:
             self._is_closed = False
 
@@ -198,9 +201,9 @@ class Shards:
 
     def _note_change(self) -> None:
         """A node was reached or lost: fetch the slot map, and send what waits."""
-        self._in_vain = 0.0
         self.open()
         early = self._early.get()
+        early.in_vain = 0.0
         for key, request in () if self._is_reaching else early.take():
             request.left = max(request.deadline - early.clock.now(), 0.0)
             self._enqueue(self.holder(key), request)
@@ -273,6 +276,8 @@ class Shards:
             asyncio.get_running_loop().call_later(self._connect_timeout, leave)
 
     def _leave(self, address: Address, node: Connection) -> None:
+        if node not in self._left:  # it was closed with the others
+            return
         self._left.discard(node)
         if address in self._nodes:  # it is back: what is reported is about its new connection
             node.observe(())

@@ -39,8 +39,9 @@ class SentinelEndpoint(driver.Endpoint):
     as soon as they have chosen another one.
     """
 
-    def __init__(self, pool: SentinelConnectionPool) -> None:
+    def __init__(self, pool: SentinelConnectionPool, connect_timeout: float) -> None:
         super().__init__(pool)
+        self._timeout = min(ASK_TIMEOUT, 0.8 * connect_timeout)
         self.name, *_ = driver.sentinels_of(pool)
         self.where = self.name
 
@@ -64,7 +65,7 @@ class SentinelEndpoint(driver.Endpoint):
 
     async def _primary(self) -> Address:
         name, pools, peers, forced = driver.sentinels_of(self._pool)
-        asking = [asyncio.create_task(_ask(pool, name, peers)) for pool in pools]
+        asking = [asyncio.create_task(_ask(pool, name, peers, self._timeout)) for pool in pools]
         try:
             for soonest in asyncio.as_completed(asking):
                 if isinstance(await soonest, _Answer):
@@ -85,11 +86,11 @@ class SentinelEndpoint(driver.Endpoint):
         return forced or host, port
 
 
-async def _ask(pool: Any, service: str, peers: int) -> _Answer | StorageError:
+async def _ask(pool: Any, service: str, peers: int, timeout: float) -> _Answer | StorageError:
     """Ask a sentinel for the primary; return its answer, or why there is none."""
     connection = pool.make_connection()
     try:
-        async with asyncio.timeout(ASK_TIMEOUT):
+        async with asyncio.timeout(timeout):
             await driver.opened(connection, connection.connect)
             try:
                 state = await _reply(connection, "MASTER", service)
@@ -99,7 +100,7 @@ async def _ask(pool: Any, service: str, peers: int) -> _Answer | StorageError:
         return read_primary(state, address, peers)
     except Exception as error:
         name = driver.Endpoint(pool).name
-        return unreachable(name, error, ASK_TIMEOUT, password=_PASSWORD)
+        return unreachable(name, error, timeout, password=_PASSWORD)
 
 
 async def _reply(connection: Any, about: str, service: str) -> Any:

@@ -72,7 +72,7 @@ class RedisStorage(Storage):
         else:
             pool: Any = client.connection_pool
             is_sentinel = isinstance(pool, SentinelConnectionPool)
-            endpoint = SentinelEndpoint(pool) if is_sentinel else Endpoint(pool)
+            endpoint = SentinelEndpoint(pool, connect_timeout) if is_sentinel else Endpoint(pool)
             codec = DecisionCodec(lambda: endpoint.where, driver.how_to_allow_scripts(client))
             self._servers = self._only = Connection(
                 endpoint, codec, connect_timeout=connect_timeout
