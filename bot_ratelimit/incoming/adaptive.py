@@ -10,9 +10,9 @@ So the limit grows slowly while handlers are as fast as without load, and shrink
 how much slower they are. The lag of the event loop is added to the latency, because an update whose
 handler has not begun yet waits for it too.
 
-While the limit refuses nothing, the latency without load may grow with that of handlers, so a bot
-that becomes slower is not taken for one under load. At a full limit it may not: in a long overload
-the limit would grow to its upper bound.
+While less than half of the limit is used, the latency without load may grow with that of handlers,
+so a bot that becomes slower is not taken for one under load. Otherwise it may not: in a long
+overload the limit would grow to its upper bound.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _SMOOTHING: Final = 0.3
 _DRIFT: Final = 1.005
 """How much the latency without load may grow in a window."""
 _RELEARN: Final = 120
-"""Windows at a full limit with slow handlers, until the latency without load is measured again, at
-the lower bound."""
+"""Windows with slow handlers and half of the limit in use, until the latency without load is
+measured again, at the lower bound."""
 
 
 class AdaptiveLimit:
@@ -79,16 +79,16 @@ class AdaptiveLimit:
     def _adapt(self, latency: float) -> None:
         if self._most <= self._low or not self._unloaded:
             self._unloaded, self._slow = latency, 0
-        is_full = self._most >= int(self._limit)
-        self._unloaded = min(self._unloaded * (1.0 if is_full else _DRIFT), latency)
+        is_used = self._most >= self._limit / 2
+        self._unloaded = min(self._unloaded * (1.0 if is_used else _DRIFT), latency)
         slowness = (latency + self._lag) / self._unloaded
         if slowness <= _TOLERANCE:
             self._slow = 0
-        elif is_full:
+        elif is_used:
             self._slow += 1
         gradient = min(1.0, max(0.5, _TOLERANCE / slowness))
         wanted = self._limit * gradient + sqrt(self._limit)
-        if wanted > self._limit and self._most < self._limit / 2:
+        if wanted > self._limit and not is_used:
             return  # too few updates to learn whether more would be as fast
         self._limit += _SMOOTHING * (wanted - self._limit)
         self._limit = min(float(self._high), max(float(self._low), self._limit))

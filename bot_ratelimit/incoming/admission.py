@@ -194,14 +194,15 @@ class Admission:
         if self._is_old(inner, state):
             return None
         deadline = state.setdefault(DEADLINE, Deadline(self._limiter.timeout))
+        subject, began, answer = counted.subject, perf_counter(), None
         try:
-            asking = self._limiter.slot(slots, counted.subject, deadline=deadline)
+            asking = self._limiter.slot(slots, subject, deadline=deadline)
         except Exception as error:  # of a scope that is a function
-            answer = self._answer_by_policy(Rules([slots]), error, counted.subject)
-            if answer is None:
-                return await self._handle(rules, key, dispatch, counted)
-            return await self._go_on(answer, counted.subject, handler, event, inner, data)
-        subject, began = counted.subject, perf_counter()
+            asking, answer = None, self._answer_by_policy(Rules([slots]), error, subject)
+        if answer is not None:
+            return await self._go_on(answer, subject, handler, event, inner, data)
+        if asking is None:
+            return await self._handle(rules, key, dispatch, counted)
         async with asking as slot:
             decision: Decision | None = slot
             if slot.allowed:
@@ -286,6 +287,7 @@ class Admission:
         if policy != "deny":
             return None
         answer = Decision(False, rules[0], 0, wait, wait, "policy")
+        self._limiter.observer.decided(answer, subject, 0.0)
         return BoundDecision.of(answer, self._limiter, NO_LIMIT, subject)
 
     def _notes(self, state: dict[object, Any]) -> _Notes | None:

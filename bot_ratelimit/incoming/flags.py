@@ -200,7 +200,8 @@ class Flags:
             self._find_holders(root)
         for path, rule in own.items():
             for other, its in self._holders.get((root, path), ()):
-                if limit_of(its) != limit_of(rule):
+                is_other = limit_of(its) != limit_of(rule)
+                if is_other and any(each is other for each in handlers_of(root)):
                     raise ConfigError(
                         f"the rate_limit flags of {name} ({rule}) and {full_name(other)} ({its}) "
                         "would count different limits under one key; give them different keys, "

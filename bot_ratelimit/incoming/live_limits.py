@@ -23,6 +23,10 @@ class LiveLimits:
         self._overrides: Overrides | None = None
         self._found: dict[int, tuple[HandlerObject, Rules | None]] = {}
 
+    def use(self, flags: Flags) -> None:
+        """Name handlers as these flags do."""
+        self._flags, self._overrides = flags, None
+
     def rules_for(self, handler: HandlerObject | None, router: Router | None) -> Rules | None:
         """The rules that operators gave a handler; None if they gave none."""
         if handler is None or not self._live.overrides.rules:

@@ -334,6 +334,8 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
             for rule in (*each.rules, *each._bots[:1])
         )
         self._flags = Flags(self.limiter.storage, self._penalty, others, self._flags.limits)
+        if self._live_limits is not None:
+            self._live_limits.use(self._flags)
         near = [each for each in middlewares if each._key_space == self._key_space]
         elsewhere = [each.rules for each in near if each is not self]
         flags = list(self._rules_of_flags(dispatcher))  # of which a guard does not know

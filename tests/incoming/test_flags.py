@@ -199,6 +199,20 @@ async def test_the_start_reads_each_flag_a_few_times(monkeypatch: pytest.MonkeyP
     assert read.call_count < 50 * 10
 
 
+async def test_a_handler_may_be_replaced_by_one_with_another_limit() -> None:
+    """A plugin that is reloaded keeps its key; the handler that is gone is no conflict."""
+    bot = limited(None, ())
+    handlers = bot.dispatcher.message.handlers
+    for text in ("1/m", "2/m"):
+        handlers.clear()
+        bot.dispatcher.message.register(order, flags={"rate_limit": {"limit": text, "key": "k"}})
+        await bot.dispatcher.emit_startup()
+        assert await bot.send("a") == [True]
+    handlers.clear()
+    bot.dispatcher.message.register(order, flags={"rate_limit": {"limit": "3/m", "key": "k"}})
+    assert await bot.send("a") == [True]  # without a restart, too
+
+
 class Quiz(Scene, state="quiz"):
     @on.message.enter()
     async def begin(self, message: Message) -> None: ...

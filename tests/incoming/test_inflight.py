@@ -218,6 +218,16 @@ def test_an_adaptive_limit_refuses_nobody_without_load(factor: float) -> None:
     assert not any(refused)
 
 
+def test_an_adaptive_limit_holds_in_a_mild_overload() -> None:
+    """Also if it is just not reached again and again, it does not take the load for the handlers'
+    own pace."""
+    limit = Learning(50)
+    for _ in range(20):
+        limit.second(5)
+    slowest = max(limit.second(limit.current - i % 2) for i in range(1_800))
+    assert slowest <= 2 * limit.latency
+
+
 def test_an_adaptive_limit_learns_that_all_handlers_became_slower() -> None:
     """Also if more updates than the limit arrive all the time."""
     limit = Learning(1_000)
