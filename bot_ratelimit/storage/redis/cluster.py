@@ -64,7 +64,7 @@ class Shards:
     `CLUSTER SLOTS` is asked over any open connection: when one was opened, when a node redirects,
     and repeatedly while a node is unreachable. Until the slot map is known, the first node that
     answers of those that the client was given is asked, and its redirect is followed. Requests that
-    come before any node is reached wait for one; as everywhere, a busy event loop costs them no time.
+    come before any node is reached wait for one; while the event loop is busy, no time passes.
     """
 
     def __init__(self, client: RedisCluster, connect_timeout: float = CONNECT_TIMEOUT) -> None:
