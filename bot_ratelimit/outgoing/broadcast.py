@@ -237,13 +237,17 @@ class Broadcast(Generic[T]):
 async def _run(sending: Awaitable[Any]) -> Any:
     """Await; what is cancelled in there is an error like others, unless this worker is stopped."""
     worker: Any = asyncio.current_task()
-    stops = worker.cancelling()
+    stops, is_stopped = worker.cancelling(), False
     try:
         return await sending
     except asyncio.CancelledError as error:
-        if worker.cancelling() > stops:
+        if is_stopped := worker.cancelling() > stops:
             raise
         raise RuntimeError("send awaited something cancelled") from error
+    finally:
+        # Before Python 3.13 a TaskGroup that failed leaves its task as if it was being cancelled.
+        while not is_stopped and worker.cancelling() > stops:
+            worker.uncancel()
 
 
 def _status(error: Exception, requests: BroadcastScope) -> Status:
