@@ -50,7 +50,7 @@ class AdaptiveLimit:
         self._low, self._high, self._clock = low, high, clock
         self._limit = float(low)
         self._unloaded = 0.0  # seconds; 0 before the first window
-        self._slow = 0  # windows at a full limit since handlers were fast
+        self._slow = 0  # slow windows since handlers were fast, with half of the limit in use
         self._window_began = clock()
         self._latencies: list[float] = []
         self._most = 0  # updates at a time in this window

@@ -48,7 +48,7 @@ def check_target(subject: object) -> Subject:
 
 
 def check_number(name: str, value: object) -> int:
-    """Return an id."""
+    """Return an id, which must be a whole number."""
     if type(value) is not int:
         raise ConfigError(f"{name}={value!r}: expected an id, a whole number, for example 42")
     return value

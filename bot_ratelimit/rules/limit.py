@@ -15,7 +15,8 @@ from bot_ratelimit.rules.periods import PERIOD, period_seconds, shown, unreadabl
 MAX_AMOUNT: Final = 1_000_000
 MAX_PERIOD_MS: Final = 366 * 86_400_000
 MAX_FILLING_US: Final = 10 * MAX_PERIOD_MS * 1_000
-"""The longest time in microseconds in which a bucket may fill: a later date has no quarters."""
+"""The longest time in microseconds in which a bucket may fill. The double that says when it will be
+full has quarters of a microsecond until the year 2041."""
 
 # How a period is written: in the largest unit that divides it, with the full word for one unit.
 _WRITTEN: Final = (

@@ -73,7 +73,7 @@ FUNCTIONS = (
 async def test_what_a_function_decides_is_not_known_to_operators(
     storage: Storage, rule: Rule, name: str
 ) -> None:
-    """`show` and `try` do not say that a user is allowed whom the bot refuses."""
+    """If the bot may refuse a user, `show` and `try` do not just say "allowed"."""
     async with running_bot(storage, rules=[rule, Rule("9/h", Scope.CHAT)]) as site:
         assert await site.send(3) == 2
         control = site.control

@@ -13,7 +13,6 @@ from typing import Any, Final, TypeAlias
 from redis import exceptions
 
 from bot_ratelimit.algorithms.script import SCRIPT, SHA
-from bot_ratelimit.algorithms.verdict import new_verdict
 from bot_ratelimit.storage.base import Ask
 from bot_ratelimit.storage.redis import encoding, transaction
 from bot_ratelimit.storage.redis.encoding import Command, encode_command
@@ -139,9 +138,9 @@ class DecisionCodec:
 
     def _read_own(self, request: Request, reply: Any) -> Any:
         """Read the reply to the only hit of a command."""
-        if type(reply) is list and len(reply) == 3 and type(reply[0]) is int:  # nearly always
+        if type(reply) is list and type(reply[0]) is int:  # nearly always
             self._script, self._refused_until = _BY_HASH, None
-            return [new_verdict(reply)]
+            return encoding.read_answers(reply, 1, (request.item,))[0]
         return self._read_script_reply([request], reply)[0]
 
     def _read_script_reply(self, requests: Sequence[Request], reply: Any) -> Sequence[Any]:
