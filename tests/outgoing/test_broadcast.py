@@ -32,7 +32,6 @@ from bot_ratelimit import (
     Journal,
     Limiter,
     MemoryStorage,
-    NotSentError,
     OutgoingLimits,
     Progress,
     Sent,
@@ -294,24 +293,6 @@ async def test_memory_is_constant() -> None:
             held[total] = len(gc.get_objects())
     assert total == 900
     assert held[800] < held[200] + 100
-
-
-@virtual
-async def test_a_shutdown_ends_it_and_the_journal_resumes_it(tmp_path: Path) -> None:
-    """The broadcast ends with the bot; the next run sends to the others, once each."""
-    telegram, bot, outgoing = paced()
-
-    async def broadcast() -> list[Status]:
-        journal = Journal(tmp_path / "journal")
-        return await through(outgoing.broadcast(range(1, 101), to_each(bot), journal=journal))
-
-    asyncio.get_running_loop().call_later(1.5, lambda: asyncio.ensure_future(outgoing.close()))
-    with pytest.raises(NotSentError):
-        await broadcast()
-    assert 0 < len(telegram.log) < 100
-    await outgoing.open()
-    await broadcast()
-    assert Counter(m.chat_id for _, m in telegram.log) == Counter(range(1, 101))  # type: ignore[attr-defined] # all are messages
 
 
 @virtual

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiogram.methods import EditMessageText
@@ -52,35 +50,6 @@ async def test_a_shutdown_ends_a_broadcast_without_a_connection() -> None:
             async for _ in outgoing.broadcast([1], lambda chat, b=bot: b.send_message(chat, "x")):
                 pass
         assert now() - began == pytest.approx(seconds, abs=0.3)
-
-
-@pytest.mark.parametrize("options", [{}, {"stars": 3, "when_spent": "stop"}])
-@virtual
-async def test_a_send_that_catches_every_error_is_interrupted(
-    tmp_path: Path, options: dict[str, Any]
-) -> None:
-    """When the bot shuts down, or the Stars are spent, the next run sends to the other chats."""
-    telegram, bot, outgoing = paced()
-
-    async def send(chat: int) -> None:
-        with suppress(Exception):
-            await bot.send_message(chat, "x", allow_paid_broadcast=bool(options))
-
-    async def broadcast(**options: Any) -> None:
-        journal = Journal(tmp_path / "journal")
-        async for sent in outgoing.broadcast(range(1, 101), send, journal=journal, **options):
-            assert sent
-
-    if options:
-        await broadcast(**options)
-    else:
-        asyncio.get_running_loop().call_later(1.5, lambda: asyncio.ensure_future(outgoing.close()))
-        with pytest.raises(NotSentError):
-            await broadcast()
-    assert 0 < len(telegram.log) < 100
-    await outgoing.open()
-    await broadcast()
-    assert Counter(m.chat_id for _, m in telegram.log) == Counter(range(1, 101))  # type: ignore[attr-defined] # all are messages
 
 
 @virtual

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,21 @@ def in_group(bot: Bot, **options: Any) -> Callable[[int], Awaitable[None]]:
     async def send(chat: int) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(bot.send_message(chat, "x", **options))
+
+    return send
+
+
+def plain(bot: Bot, **options: Any) -> Callable[[int], Awaitable[Any]]:
+    """A `send` that lets every error through."""
+    return lambda chat: bot.send_message(chat, "x", **options)
+
+
+def that_catches(bot: Bot, **options: Any) -> Callable[[int], Awaitable[None]]:
+    """A `send` that catches every error."""
+
+    async def send(chat: int) -> None:
+        with suppress(Exception):
+            await bot.send_message(chat, "x", **options)
 
     return send
 
@@ -79,13 +95,14 @@ async def test_an_error_in_another_form_has_its_status(
     assert not [each for each in caplog.records if each.levelno == logging.ERROR]
 
 
-@pytest.mark.parametrize("to_each", [in_group, with_own_error])
+@pytest.mark.parametrize("to_each", [plain, that_catches, in_group, with_own_error])
 @pytest.mark.parametrize("options", [{}, {"stars": 3, "when_spent": "stop"}])
 @virtual
-async def test_a_shutdown_in_another_form_ends_the_broadcast(
+async def test_a_shutdown_ends_it_and_the_journal_resumes_it(
     tmp_path: Path, options: dict[str, Any], to_each: Any
 ) -> None:
-    """So do spent Stars; the other chats have no outcome, and the next run sends to them."""
+    """So do spent Stars, whatever `send` makes of them; the other chats have no outcome, and the
+    next run sends to them, once each."""
     telegram, bot, outgoing = paced()
     send = to_each(bot, allow_paid_broadcast=bool(options))
 
